@@ -1,0 +1,390 @@
+"""Datasets: what is read, what is refused, how images are drawn and augmented. No network."""
+
+import hashlib
+import http.server
+import os
+import pickle
+import socket
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vixlib
+from vixlib import data
+from vixlib.errors import BadInput, DataError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+
+
+def md5(file):
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch, tmp_path):
+    """No dataset, mirror or cache of the machine that runs the tests."""
+    monkeypatch.delenv("VIXLIB_DATA", raising=False)
+    monkeypatch.delenv("VIXLIB_MIRROR", raising=False)
+    monkeypatch.setattr(data, "MIRRORS", ())
+    monkeypatch.setattr(vixlib, "ROOT", tmp_path / "project")
+    data._load.cache_clear()
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A small CIFAR-10 in the official layout, its checksums taken for the official ones."""
+    from torchvision.datasets import CIFAR10  # here: vixlib makes torchvision importable first
+
+    folder = tmp_path / "copy" / data.BATCHES
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+
+    def write(name):
+        pixels = random.integers(0, 256, (6, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": random.integers(0, 5, 6).tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        return [name, md5(folder / name)]
+
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch")])
+    meta = folder / "batches.meta"
+    meta.write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
+    official = {"filename": meta.name, "key": "label_names", "md5": md5(meta)}
+    monkeypatch.setattr(CIFAR10, "meta", official)
+    return folder
+
+
+@pytest.fixture
+def archive(cifar, tmp_path, monkeypatch):
+    served = tmp_path / "served" / data.ARCHIVE
+    served.parent.mkdir()
+    with tarfile.open(served, "w:gz") as tar:
+        tar.add(cifar, data.BATCHES)
+    monkeypatch.setattr(data, "ARCHIVE_MD5", md5(served))
+    return served
+
+
+def check(dataset, folder):
+    """The dataset holds what the pickles in the folder hold."""
+    for part, names in {
+        "train": [f"data_batch_{i}" for i in range(1, 6)],
+        "test": ["test_batch"],
+    }.items():
+        raw = [pickle.loads((folder / name).read_bytes()) for name in names]
+        pixels = np.concatenate([batch["data"] for batch in raw]).reshape(-1, 3, 32, 32)
+        assert np.array_equal(getattr(dataset, f"{part}_images").numpy(), pixels)
+        labels = [label for batch in raw for label in batch["labels"]]
+        assert getattr(dataset, f"{part}_labels").tolist() == labels
+    assert dataset.classes == CLASSES
+    assert dataset.name == "cifar10"
+
+
+class TestDigits:
+    def test_contents(self):
+        digits = data.load("digits")
+        assert digits.train_images.shape == (1437, 3, 8, 8)
+        assert digits.test_images.shape == (360, 3, 8, 8)
+        assert digits.train_images.dtype == digits.test_images.dtype == torch.uint8
+        assert digits.train_labels.dtype == digits.test_labels.dtype == torch.int64
+        assert digits.classes == tuple("0123456789")
+        values = torch.cat([digits.train_images, digits.test_images])
+        assert set(values.unique().tolist()) == {round(i * 255 / 16) for i in range(17)}
+        assert (values == values[:, :1]).all()  # grey
+
+    def test_every_class_has_its_share(self):
+        digits = data.load("digits")
+        test, train = digits.test_labels.bincount(), digits.train_labels.bincount()
+        assert ((test - (test + train) * 360 / 1797).abs() < 1).all()
+
+    def test_loaded_once(self):
+        assert data.load("digits") is data.load("digits")
+
+    def test_size(self):
+        digits, large = data.load("digits"), data.load("digits", size=16)
+        assert large.train_images.shape == (1437, 3, 16, 16)
+        assert large.train_images.dtype == torch.uint8
+        assert large.train_labels.equal(digits.train_labels)
+        assert data.load("digits", size=8).train_images.equal(digits.train_images)
+        # corners stay; each pixel between two is three quarters of one, a quarter of the other
+        assert large.train_images[..., 0, 0].equal(digits.train_images[..., 0, 0])
+        row = digits.train_images[:, 0, 0].float()
+        between = 0.75 * row[:, :-1] + 0.25 * row[:, 1:]
+        assert large.train_images[:, 0, 0, 1:-1:2].equal(between.round().byte())
+
+    def test_smaller_size_refused(self):
+        with pytest.raises(BadInput, match="size: expected at least 8, got 4"):
+            data.load("digits", size=4)
+
+    def test_unknown_name(self):
+        with pytest.raises(BadInput, match=r"did you mean cifar10.*legal: digits, cifar10"):
+            data.load("cifar-10")
+
+
+class TestCopy:
+    def test_folder_that_holds_it(self, cifar):
+        check(data.load("cifar10", folder=cifar.parent), cifar)
+
+    def test_folder_itself_whatever_its_name(self, cifar):
+        renamed = cifar.rename(cifar.with_name("mine"))
+        check(data.load("cifar10", folder=str(renamed)), renamed)
+
+    def test_folder_with_the_archive(self, archive, cifar):
+        check(data.load("cifar10", folder=archive.parent), cifar)
+        assert sorted(os.listdir(archive.parent)) == [data.BATCHES, data.ARCHIVE]
+
+    def test_environment(self, cifar, monkeypatch):
+        monkeypatch.setenv("VIXLIB_DATA", str(cifar.parent))
+        check(data.load("cifar10"), cifar)
+
+    def test_folder_goes_before_environment(self, cifar, monkeypatch):
+        monkeypatch.setenv("VIXLIB_DATA", "/nowhere")
+        check(data.load("cifar10", folder=cifar.parent), cifar)
+
+    def test_project_folder(self, cifar):
+        vixlib.ROOT.mkdir()
+        cifar.parent.rename(vixlib.ROOT / "data")
+        check(data.load("cifar10"), vixlib.ROOT / "data" / data.BATCHES)
+
+    @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+    def test_wrong_checksum_refused_before_unpickling(self, cifar, tmp_path, file):
+        flag = tmp_path / "flag"
+
+        class Payload:
+            def __reduce__(self):
+                return Path.touch, (flag,)
+
+        (cifar / file).write_bytes(pickle.dumps(Payload()))
+        with pytest.raises(
+            DataError, match=rf"{file} is not .* expected md5 \w{{32}}, got \w{{32}}"
+        ):
+            data.load("cifar10", folder=cifar)
+        assert not flag.exists()
+        pickle.loads((cifar / file).read_bytes())
+        assert flag.exists()  # it would have run
+
+    def test_missing_file_named(self, cifar):
+        (cifar / "data_batch_2").unlink()
+        with pytest.raises(DataError, match="data_batch_2"):
+            data.load("cifar10", folder=cifar)
+
+    def test_unreadable_file_named(self, cifar):
+        (cifar / "data_batch_2").unlink()
+        (cifar / "data_batch_2").mkdir()
+        with pytest.raises(DataError, match="data_batch_2"):
+            data.load("cifar10", folder=cifar)
+
+    @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
+    def test_given_folder_without_it_is_no_download(self, archive, tmp_path, monkeypatch, kind):
+        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        folder = tmp_path / kind
+        if kind != "absent":
+            folder.mkdir() if kind == "empty" else folder.touch()
+        expected = f"no CIFAR-10 in {folder}: looked for {data.BATCHES}/.*{data.ARCHIVE}"
+        with pytest.raises(DataError, match=expected):
+            data.load("cifar10", folder=folder)
+        monkeypatch.setenv("VIXLIB_DATA", str(folder))
+        with pytest.raises(DataError, match=expected):
+            data.load("cifar10")
+        assert not vixlib.ROOT.exists()
+
+    def test_wrong_archive_refused(self, archive):
+        archive.write_bytes(archive.read_bytes()[:-1])
+        with pytest.raises(DataError, match=f"{data.ARCHIVE} is not .* expected md5"):
+            data.load("cifar10", folder=archive.parent)
+        assert os.listdir(archive.parent) == [data.ARCHIVE]
+
+
+class TestMirrors:
+    @pytest.fixture
+    def web(self, archive):
+        """Serves the archive's folder from this machine: (address, paths asked for)."""
+        asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                asked.append(self.path)
+
+        handler = partial(Handler, directory=str(archive.parent))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}", asked
+            server.shutdown()
+
+    def test_tried_in_order(self, web, archive, cifar, monkeypatch):
+        url, asked = web
+        (archive.parent / "bad").write_bytes(b"a login page")
+        (archive.parent / "cut").write_bytes(archive.read_bytes()[:-100])
+        names = ["absent", "bad", "cut", data.ARCHIVE, "never"]
+        monkeypatch.setattr(data, "MIRRORS", tuple(f"{url}/{name}" for name in names))
+        check(data.load("cifar10"), cifar)
+        paths = list(dict.fromkeys(asked))  # an error is logged twice
+        assert [p for p in paths if p.startswith("/")] == [f"/{name}" for name in names[:-1]]
+        assert os.listdir(vixlib.ROOT / "data") == [data.BATCHES]
+
+    def test_second_process_reads_the_first_one_s(self, web, cifar, monkeypatch):
+        url, asked = web
+        monkeypatch.setattr(data, "MIRRORS", (f"{url}/{data.ARCHIVE}",))
+        data.load("cifar10")
+        data._load.cache_clear()
+        check(data.load("cifar10"), cifar)
+        assert asked == [f"/{data.ARCHIVE}"]
+
+    def test_two_processes_at_once(self, archive, cifar, monkeypatch):
+        """The other one finishes first: its copy is used and ours vanishes."""
+        fetch = data._fetch
+
+        def slow(url, file):
+            fetch(url, file)
+            data._unpack(file, vixlib.ROOT / "data")
+
+        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        monkeypatch.setattr(data, "_fetch", slow)
+        check(data.load("cifar10"), cifar)
+        assert os.listdir(vixlib.ROOT / "data") == [data.BATCHES]
+
+    def test_own_mirror_first(self, archive, cifar, monkeypatch):
+        monkeypatch.setenv("VIXLIB_MIRROR", archive.as_uri())
+        monkeypatch.setattr(data, "MIRRORS", ("http://127.0.0.1:9/never",))
+        check(data.load("cifar10"), cifar)
+
+    def test_all_fail(self, web, archive, monkeypatch):
+        url, _ = web
+        (archive.parent / "bad").write_bytes(b"a login page")
+        monkeypatch.setattr(data, "TIMEOUT", 0.3)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            dead = f"http://127.0.0.1:{silent.getsockname()[1]}/dead"
+            mirrors = (f"{url}/absent", f"{url}/bad", dead)
+            monkeypatch.setattr(data, "MIRRORS", mirrors)
+            monkeypatch.setenv("VIXLIB_MIRROR", "not a url")
+            with pytest.raises(DataError) as caught:
+                data.load("cifar10")
+        first, *reasons = str(caught.value).splitlines()
+        assert "--data DIR" in first
+        for line, mirror, reason in zip(
+            reasons,
+            ("not a url", *mirrors),
+            ("unknown url type", "404", "expected md5", "timed out"),
+            strict=True,
+        ):
+            assert line.strip().startswith(f"{mirror}: ")
+            assert reason in line
+        assert not os.listdir(vixlib.ROOT / "data")
+        assert socket.getdefaulttimeout() is None
+
+    def test_no_download_when_told_so(self, archive, monkeypatch):
+        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        with pytest.raises(DataError, match="--data DIR"):
+            data.load("cifar10", download=False)
+        assert not vixlib.ROOT.exists()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class TestImages:
+    images = torch.randint(256, (64, 3, 8, 10), dtype=torch.uint8, generator=seeded(1))
+
+    def test_normalise(self):
+        out = data.normalise(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, torch.tensor([-1.0, -0.6, 1.0]))
+
+    @pytest.mark.parametrize("padding", [0, 1, 4])
+    def test_augment_is_crop_and_flip(self, padding):
+        """One image at a time: padded, cropped, then flipped or not."""
+        out = data.augment(self.images, seeded(), padding)
+        draws = seeded()
+        down, right = (
+            torch.randint(2 * padding + 1, (64, 1), generator=draws).flatten().tolist()
+            for _ in range(2)
+        )
+        flip = torch.randint(2, (64, 1), generator=draws).flatten().tolist()
+        for i, image in enumerate(self.images):
+            black = torch.zeros(3, 8 + 2 * padding, 10 + 2 * padding, dtype=torch.uint8)
+            black[:, padding : padding + 8, padding : padding + 10] = image
+            crop = black[:, down[i] : down[i] + 8, right[i] : right[i] + 10]
+            assert out[i].equal(crop.flip(-1) if flip[i] else crop)
+        assert out.dtype == torch.uint8
+        assert 16 < sum(flip) < 48
+        assert {*down} == {*right} == {*range(2 * padding + 1)}
+
+    def test_augment_differs_between_images(self):
+        same = self.images[:1].repeat(64, 1, 1, 1)
+        assert len(data.augment(same, seeded()).flatten(1).unique(dim=0)) > 32
+
+    def test_generator_decides(self):
+        assert data.augment(self.images, seeded()).equal(data.augment(self.images, seeded()))
+        assert not data.augment(self.images, seeded()).equal(data.augment(self.images, seeded(1)))
+        torch.manual_seed(0)
+        first = data.augment(self.images)
+        torch.manual_seed(0)
+        assert first.equal(data.augment(self.images))
+
+    def test_augment_leaves_its_input(self):
+        before = self.images.clone()
+        data.augment(self.images, seeded())
+        assert self.images.equal(before)
+
+    def test_batches_cover_all(self):
+        labels = torch.arange(64)
+        parts = list(data.batches(self.images, labels, 20))
+        assert [len(y) for _, y in parts] == [20, 20, 20, 4]
+        assert torch.cat([y for _, y in parts]).equal(labels)
+        assert torch.cat([x for x, _ in parts]).equal(data.normalise(self.images))
+
+    def test_batches_in_order(self):
+        order = torch.randperm(64, generator=seeded())
+        parts = list(data.batches(self.images, torch.arange(64), 20, order=order))
+        assert torch.cat([y for _, y in parts]).equal(order)
+        assert torch.cat([x for x, _ in parts]).equal(data.normalise(self.images[order]))
+
+    def test_batches_augmented(self):
+        draws = seeded()
+        expected = [data.augment(part, draws) for part in self.images.split(20)]
+        parts = data.batches(self.images, torch.arange(64), 20, augmented=True, generator=seeded())
+        assert torch.cat([x for x, _ in parts]).equal(data.normalise(torch.cat(expected)))
+
+    def test_size_refused_at_once(self):
+        with pytest.raises(BadInput, match="size"):
+            data.batches(self.images, torch.arange(64), 0)
+
+
+class TestSubset:
+    def test_every_size_is_stratified_and_nested(self):
+        digits = data.load("digits")
+        order = data._stratified(digits.train_labels)
+        assert order.sort().values.equal(torch.arange(1437))
+        counts = torch.nn.functional.one_hot(digits.train_labels[order]).cumsum(0)
+        share = digits.train_labels.bincount() / 1437
+        n = torch.arange(1, 1438)[:, None]
+        assert (counts - n * share).abs().max() <= 1.01
+
+    def test_fixed(self):
+        digits = data.load("digits")
+        small = data.subset(digits, train=100, test=50)
+        again = data.subset(digits, train=100, test=50)
+        assert small.train_images.equal(again.train_images)
+        assert small.train_images.shape == (100, 3, 8, 8)
+        assert small.test_labels.shape == (50,)
+        assert (small.train_labels.bincount() - 10).abs().max() <= 1
+        assert (small.name, small.classes) == (digits.name, digits.classes)
+        # the same subset on every machine and with every version of torch
+        first = data._stratified(torch.arange(10_000) % 10)[:5].tolist()
+        assert first == [6044, 2890, 9399, 1917, 7532]
+
+    def test_none_keeps_all_and_so_does_n(self):
+        digits = data.load("digits")
+        part = data.subset(digits, test=10)
+        assert part.train_images is digits.train_images
+        assert data.subset(digits, train=1437).train_images.equal(digits.train_images)
+
+    @pytest.mark.parametrize("n", [0, -1, 1438])
+    def test_out_of_range(self, n):
+        with pytest.raises(BadInput, match="train: expected at "):
+            data.subset(data.load("digits"), train=n)

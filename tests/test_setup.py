@@ -1,0 +1,90 @@
+"""The files that say how to install, cite and share the project agree with pyproject.toml."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from vixlib import ROOT, __version__
+
+CONDA = {"pytorch": "torch"}  # conda-forge's names, where they differ
+
+
+def requirements(lines):
+    """Name -> specifier, without the project's reference to its own extras."""
+    parsed = [Requirement(line) for line in lines]
+    return {r.name: r.specifier for r in parsed if r.name != "vixlib"}
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def extras(project):
+    named = project["optional-dependencies"].items()
+    return {name: requirements(lines) for name, lines in named}
+
+
+@pytest.fixture(scope="module")
+def needed(project, extras):
+    return requirements(project["dependencies"]) | extras["notebooks"]
+
+
+def load(name):
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_environment_agrees(project, extras, needed):
+    environment = load("environment.yml")
+    assert environment["channels"][0] == "conda-forge"
+    *conda, last = environment["dependencies"]
+    assert last == {"pip": ["-e ."]}
+    found = requirements(conda)
+    assert str(found.pop("python")) == project["requires-python"]
+    assert found.pop("pip") == ""
+    found = {CONDA.get(name, name): specifier for name, specifier in found.items()}
+    assert needed.keys() | {"pytest", "nbval"} <= found.keys()
+    everything = needed | extras["tests"]
+    assert found == {name: everything.get(name) for name in found}
+
+
+def test_environment_names_the_gpu():
+    assert re.search("^#.*pytorch-gpu", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+
+
+def test_constraints(extras, needed):
+    """Every dependency is pinned to a version that its floor allows, or a comment names it."""
+    text = (ROOT / "constraints.txt").read_text()
+    pins = requirements(line for line in text.splitlines() if line and not line.startswith("#"))
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for name, specifier in (needed | extras["tests"]).items():
+        if name not in pins:
+            assert re.search(rf"\b{re.escape(name)}\b", comments), f"{name} is not pinned"
+            continue
+        (pin,) = pins[name]
+        assert pin.operator == "==", name
+        assert pin.version in specifier, name
+
+
+def test_citation(project):
+    citation = load("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == project["version"] == __version__
+    assert citation["license"] == project["license"] == "MIT"
+    paper, (preprint,) = citation["preferred-citation"], citation["references"]
+    assert paper["title"] == "Resource-Efficient Hybrid X-Formers for Vision"
+    assert (paper["year"], paper["start"], paper["end"]) == (2022, 2982, 2990)
+    assert preprint["title"] == "Vision Xformers: Efficient Attention for Image Classification"
+    assert preprint["identifiers"][0]["value"] == "arXiv:2107.02239"
+    for work in (paper, preprint):
+        assert [author["family-names"] for author in work["authors"]] == ["Jeevan", "Sethi"]
+
+
+def test_license():
+    text = (ROOT / "LICENSE").read_text()
+    assert text.startswith("MIT License\n\nCopyright (c) 2026 The vixlib authors\n")
+    assert "WITHOUT WARRANTY OF ANY KIND" in text

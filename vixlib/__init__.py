@@ -1,0 +1,11 @@
+"""Vision Xformers: linear attention for image classification, one contract for every mechanism."""
+
+from pathlib import Path
+
+from vixlib import _torchvision  # noqa: F401  must come before anything imports torchvision
+from vixlib.models.zoo import build, systems
+
+__all__ = ["ROOT", "build", "systems"]
+__version__ = "0.1.0"
+
+ROOT = Path(__file__).resolve().parents[1]  # the project: figures, records and notebooks lie here

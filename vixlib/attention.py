@@ -1,0 +1,289 @@
+"""Attention mechanisms: queries, keys and values in, mixed values out, on one contract.
+
+Letters: b batch, h heads, n queries, m keys, d width of a query or key, e width of a value,
+r what the tokens are reduced to (Linformer's rank, Nyström's landmarks, Performer's features).
+
+A mechanism is built with (heads, dim_head, queries, keys), the last two grids of tokens, and its
+own keyword options. It is called with q (b h n d), k (b h m d), v (b h m e) and returns (b h n e);
+k and v may come with a single head. It never looks at other samples of the batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vixlib.errors import BadInput, whole
+
+COMPRESSION = 16  # tokens a landmark: the paper keeps 64 of 1,024
+FEWEST_TOKENS = 64  # below, a sixteenth would be under four: softmax is kept
+
+
+class Grid(NamedTuple):
+    """Where tokens sit: rows x columns of an image, after `extra` tokens without a place (CLS)."""
+
+    rows: int
+    columns: int
+    extra: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns + self.extra
+
+
+class Mechanism(nn.Module):
+    """What every mechanism shares. A new one needs only `mix(q, k, v)`.
+
+    It declares what it wants of the projections (`qkv_bias`; `kv_heads`, None for as many as query
+    heads; `shared`, values are the keys), the number of tokens that it keeps (`reduced`, None where
+    it keeps all), and whether its sums need float32 under half precision (`precise`).
+    """
+
+    qkv_bias = False
+    kv_heads: int | None = None
+    shared = False
+    reduced: int | None = None
+    precise = False
+
+    def __init__(self, heads: int, dim_head: int, queries: Grid, keys: Grid):
+        super().__init__()
+        self.heads, self.dim_head = whole("heads", heads), whole("dim_head", dim_head)
+        self.queries, self.keys = queries, keys
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(b h n d), (b h m d), (b h m e) -> (b h n e)."""
+        raise NotImplementedError
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shapes = tuple(q.shape[1:]), (k.shape[-2], v.shape[-2])
+        wanted = (self.heads, self.queries.tokens, self.dim_head), (self.keys.tokens,) * 2
+        if shapes != wanted:
+            raise BadInput(
+                f"{type(self).__name__}: expected q (batch, heads, queries, width) = (any, "
+                f"{', '.join(map(str, wanted[0]))}) and {wanted[1][0]} keys and values; got "
+                f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+            )
+        half = self.precise and torch.finfo(q.dtype).bits < 32
+        if not (half or (self.precise and torch.amp.is_autocast_available(q.device.type))):
+            return self.mix(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            x = [t.float() if half else t for t in (q, k, v)]
+            return self.mix(*x).to(q.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.queries.tokens} queries, {self.keys.tokens} keys, reduced to {self.reduced}"
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by torch's fused kernel; one key/value head serves all."""
+    k, v = (t.expand(-1, q.shape[1], -1, -1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Softmax(Mechanism):
+    """softmax(q k^T / sqrt(d)) v. Vaswani et al. 2017, equation 1. Time grows as n m."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa(q, k, v)
+
+
+class Linformer(Mechanism):
+    """softmax(q (E k)^T / sqrt(d)) E v: tokens projected to r learned mixtures.
+
+    Wang et al. 2020, equation 7, with one E for keys and values of a layer. Time grows as
+    (n + m) r. E is stored as an image, so that it has a place for each token.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        dim_head: int,
+        queries: Grid,
+        keys: Grid,
+        *,
+        rank: int | None = None,
+        kv_heads: int | None = None,
+        shared: bool = False,
+    ):
+        super().__init__(heads, dim_head, queries, keys)
+        self.reduced = r = sixteenth(queries, keys) if rank is None else whole("rank", rank)
+        self.kv_heads, self.shared = kv_heads, shared
+        # uniform in +-1/sqrt(r), as in the released code; the Linformer paper draws N(0, 1/r)
+        self.projection = nn.Parameter(torch.empty(r, keys.rows, keys.columns))
+        self.projection_extra = nn.Parameter(torch.empty(r, keys.extra))
+        for part in (self.projection, self.projection_extra):
+            nn.init.uniform_(part, -(r**-0.5), r**-0.5)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        e = torch.cat([self.projection_extra, self.projection.flatten(1)], 1).to(k.dtype)
+        ek = e @ k
+        return sdpa(q, ek, ek if v is k else e @ v)
+
+
+class Performer(Mechanism):
+    """phi(q) (phi(k)^T v) / phi(q) sum(phi(k)): FAVOR+, softmax by positive random features.
+
+    Choromanski et al. 2021, lemma 1: phi(x)_i = exp(w_i x - |x|^2 / 2) for x scaled by d^-1/4 and
+    w_i orthogonal Gaussian directions, drawn once and kept in the state dict. Time (n + m) r.
+    Not in the paper: instead of a small constant against underflow, the largest exponent of each
+    feature among the keys moves from phi(k) to phi(q). Their product stays the same, a query's
+    own scale cancels in the ratio (hence the softmax), and no sum over keys falls below 1.
+    """
+
+    qkv_bias = True
+    precise = True
+
+    def __init__(
+        self, heads: int, dim_head: int, queries: Grid, keys: Grid, *, features: int | None = None
+    ):
+        super().__init__(heads, dim_head, queries, keys)
+        count = max(1, int(dim_head * math.log(dim_head))) if features is None else features
+        directions = orthogonal_gaussian(whole("features", count), dim_head)
+        self.register_buffer("directions", directions)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        w = self.directions.to(q.dtype).T * self.dim_head**-0.25
+        exponent = k @ w - k.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5)
+        top = exponent.amax(-2, keepdim=True).detach()
+        phi_q, phi_k = (q @ w + top).softmax(-1), (exponent - top).exp()
+        return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
+
+
+class Nystrom(Mechanism):
+    """softmax(q k~^T) pinv(softmax(q~ k~^T)) softmax(q~ k^T) v + convolution of v.
+
+    Xiong et al. 2021, equations 13 and 14; q~ and k~ are landmarks, means of runs of neighbouring
+    tokens; the pseudo-inverse is iterated. Multiplied from the right, the n x m matrix never
+    exists: time grows as (n + m) r + r^3. With as many landmarks as tokens and 24 iterations it is
+    softmax; 6 miss by percents. The convolution over 33 neighbouring tokens needs queries and keys
+    on one grid; elsewhere, or with `kernel=None`, there is none.
+    """
+
+    precise = True
+
+    def __init__(
+        self,
+        heads: int,
+        dim_head: int,
+        queries: Grid,
+        keys: Grid,
+        *,
+        landmarks: int | None = None,
+        iterations: int = 6,
+        kernel: int | None = 33,
+    ):
+        super().__init__(heads, dim_head, queries, keys)
+        self.reduced = sixteenth(queries, keys) if landmarks is None else landmarks
+        whole("landmarks", self.reduced)
+        if self.reduced > min(queries.tokens, keys.tokens):
+            raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
+        self.iterations = whole("iterations", iterations)
+        self.residual = TokenConvolution(heads, kernel) if kernel and queries == keys else None
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q_mean, k_mean = segment_means(q, self.reduced), segment_means(k, self.reduced)
+        between = (q_mean @ k_mean.mT * self.dim_head**-0.5).softmax(-1)
+        out = sdpa(q, k_mean, pseudo_inverse(between, self.iterations) @ sdpa(q_mean, k, v))
+        return out if self.residual is None else out + self.residual(v)
+
+
+class TokenConvolution(nn.Module):
+    """Each value mixed with its neighbours in raster order, one kernel a head. (b h m e)."""
+
+    def __init__(self, heads: int, kernel: int):
+        super().__init__()
+        if whole("kernel", kernel) % 2 == 0:
+            raise BadInput(f"kernel: expected an odd number, got {kernel}")
+        self.weight = nn.Parameter(torch.empty(heads, 1, kernel, 1))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
+
+    def forward(self, v: Tensor) -> Tensor:
+        h, e = v.shape[1], v.shape[-1]
+        # with the channels last and one group a channel, torch takes its fast path
+        weight = self.weight.to(v.dtype).repeat_interleave(e, 0)
+        x = rearrange(v, "b h m e -> b (h e) m 1")
+        x = F.conv2d(x, weight, padding=(weight.shape[2] // 2, 0), groups=h * e)
+        return rearrange(x, "b (h e) m 1 -> b h m e", h=h)
+
+
+def sixteenth(queries: Grid, keys: Grid) -> int:
+    """The rank or landmarks that every profile uses: one for each 16 tokens of the larger grid."""
+    return max(1, max(queries.tokens, keys.tokens) // COMPRESSION)
+
+
+def segment_means(x: Tensor, segments: int) -> Tensor:
+    """Means of runs of neighbouring tokens, the first n % segments runs one token longer."""
+    size, longer = divmod(x.shape[-2], segments)
+    first, rest = x.split([longer * (size + 1), (segments - longer) * size], -2)
+    parts = first.unflatten(-2, (longer, size + 1)), rest.unflatten(-2, (segments - longer, size))
+    return torch.cat([part.mean(-2) for part in parts], -2)
+
+
+def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
+    """Moore-Penrose inverse of the last two axes, iterated. Razavi et al. 2014; Xiong et al. 2021.
+
+    The start is scaled for each matrix alone, so that no sample sees another.
+    """
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    z = a.mT / (a.sum(-1).amax(-1) * a.sum(-2).amax(-1))[..., None, None]
+    for _ in range(iterations):
+        az = a @ z
+        z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
+    return z
+
+
+def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
+    """Gaussian vectors, orthogonal within each block of `columns` rows."""
+    blocks = [
+        nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(-(-rows // columns))
+    ]
+    return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
+
+
+def attend(
+    mechanism: Callable[..., Mechanism], heads: int, dim_head: int, queries: Grid, keys: Grid
+) -> Mechanism:
+    """The mechanism built for these tokens; softmax where they are fewer than 64.
+
+    Raises BadInput where its rank or landmarks would not be fewer than the tokens.
+    """
+    if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
+        return Softmax(heads, dim_head, queries, keys)
+    built = mechanism(heads, dim_head, queries, keys)
+    fewest = min(queries.tokens, keys.tokens)
+    if built.reduced is not None and built.reduced >= fewest:
+        raise BadInput(
+            f"{type(built).__name__} reduced to {built.reduced} with {queries.tokens} queries and "
+            f"{keys.tokens} keys: at most {fewest - 1}"
+        )
+    return built
+
+
+@torch.no_grad()
+def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor) -> Tensor:
+    """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.
+
+    The identity is fed as v. Rows of Linformer and Nyström may be negative and need not sum to 1.
+    """
+    identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device)
+    return mechanism(q, k, identity.expand(*k.shape[:2], -1, -1))
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """The map (b h n m) of every attention layer of a model, for normalised images."""
+    seen = []
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    handles = [
+        m.register_forward_pre_hook(lambda m, qkv: seen.append((m, qkv))) for m in mechanisms
+    ]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [attention_map(mechanism, q, k) for mechanism, (q, k, _) in seen]

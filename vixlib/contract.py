@@ -1,0 +1,109 @@
+"""What every mechanism must keep, ours or a student's: the tests use this very function."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vixlib.attention import Grid, Mechanism, attention_map
+
+GRID, HEADS, WIDTH = Grid(8, 8, 1), 2, 16
+
+
+def check_mechanism(mechanism: Callable[..., Mechanism]) -> pd.DataFrame:
+    """Build a mechanism on 65 tokens and try it: one row a property, with what was seen.
+
+    A mechanism that raises is reported as not holding, with its error.
+    """
+    torch.manual_seed(0)
+    rows = []
+    for name, probe in _PROPERTIES.items():
+        try:
+            holds, seen = probe(mechanism)
+        except Exception as error:
+            holds, seen = False, f"{type(error).__name__}: {error}"
+        rows.append((name, bool(holds), seen))
+    return pd.DataFrame(rows, columns=["property", "holds", "seen"])
+
+
+def _make(mechanism: Callable[..., Mechanism], queries: Grid = GRID) -> Mechanism:
+    return mechanism(HEADS, WIDTH, queries, GRID).double()
+
+
+def _qkv(made: Mechanism, width: int = WIDTH, batch: int = 3) -> list[Tensor]:
+    heads, kv = HEADS, made.kv_heads or HEADS
+    shapes = (
+        (batch, heads, made.queries.tokens, WIDTH),
+        (batch, kv, made.keys.tokens, WIDTH),
+        (batch, kv, made.keys.tokens, width),
+    )
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def _far(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def _shapes(mechanism):
+    seen = []
+    for queries in (GRID, Grid(4, 4)):
+        made = _make(mechanism, queries)
+        out = made(*_qkv(made, width=24))
+        seen.append((tuple(out.shape), (3, HEADS, queries.tokens, 24)))
+    wrong = [f"expected {want}, got {got}" for got, want in seen if got != want]
+    return not wrong, "; ".join(wrong) or "also for fewer queries and wider values"
+
+
+def _finite(mechanism):
+    made = _make(mechanism).float()
+    q, k, v = (t.float() for t in _qkv(made))
+    outs = [made(scale * q, scale * k, v).isfinite().all().item() for scale in (0, 1, 16)]
+    return all(outs), "at scales 0, 1 and 16"
+
+
+def _alone(mechanism):
+    made = _make(mechanism)
+    q, k, v = _qkv(made)
+    alone = made(q[:1], k[:1], v[:1])
+    loud = [torch.cat([t[:1], 1e3 * t[1:]]) for t in (q, k, v)]
+    far = max(_far(made(*some)[:1], alone) for some in ((q, k, v), loud))
+    return far < 1e-10, f"relative difference {far:.0e}"
+
+
+def _linear(mechanism):
+    made = _make(mechanism)
+    q, k, v = _qkv(made)
+    far = _far(attention_map(made, q, k) @ v, made(q, k, v))
+    return far < 1e-9, f"relative difference {far:.0e}"
+
+
+def _gradients(mechanism):
+    made = _make(mechanism)
+    v = _qkv(made)[2].requires_grad_()
+    out = made(*_qkv(made)[:2], v)
+    wanted = {"v": v, **{name: p for name, p in made.named_parameters() if p.numel()}}
+    got = torch.autograd.grad(out.square().sum(), list(wanted.values()), allow_unused=True)
+    without = [
+        name
+        for name, grad in zip(wanted, got, strict=True)
+        if grad is None or not grad.isfinite().all() or not grad.any()
+    ]
+    return not without, f"none for {', '.join(without)}" if without else ", ".join(wanted)
+
+
+def _saved(mechanism):
+    made, other = _make(mechanism), _make(mechanism)
+    other.load_state_dict(made.state_dict())
+    tensors = _qkv(made)
+    return torch.equal(made(*tensors), other(*tensors)), "a loaded copy gives equal output"
+
+
+_PROPERTIES = {
+    "shapes": _shapes,
+    "finite": _finite,
+    "no sample sees another": _alone,
+    "linear in v: map @ v is the output": _linear,
+    "gradients reach values and parameters": _gradients,
+    "all of it is in the state dict": _saved,
+}

@@ -1,0 +1,374 @@
+"""What an experiment is: profiles, recipes, runs, their records."""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from vixlib import ROOT, data, measure
+from vixlib.errors import BadInput, RecordError, one_of, whole
+from vixlib.models.zoo import build, system
+from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Size and budget of a run, never its recipe."""
+
+    dataset: str
+    image_size: int
+    patch_size: int
+    dim: int
+    depth: int
+    epochs: int
+    train_images: int | None = None  # None: all
+    watch_images: int | None = None  # test images looked at after each epoch; the last sees all
+
+
+PROFILES = {
+    "quick": Profile("digits", 16, 2, 32, 2, epochs=40),
+    "laptop": Profile("cifar10", 32, 2, 64, 2, 6, train_images=10_000, watch_images=2_000),
+    "paper": Profile("cifar10", 32, 1, 128, 4, epochs=25),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains: AdamW at a constant rate, cross-entropy."""
+
+    batch: int | None = 128  # None: the batch size of the released script
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    std: float = 0.02  # of fresh positions and CLS
+    augmented: bool = False
+    precision: str = "float32"
+    best_on_test: bool = False  # also note the epoch that did best on the test set
+
+
+RECIPES = {
+    "fair": Recipe(),
+    "as-released": Recipe(batch=None, std=1.0, best_on_test=True),
+}
+
+TABLES = {
+    "vix": ["ViT", "ViL", "ViP", "ViN"],
+    "hybrid": ["HybridViT", "HybridViL", "HybridViP", "HybridViN"],
+    "rope": ["ViT-RoPE", "ViL-RoPE", "ViP-RoPE", "ViN-RoPE"],
+    "hybrid-rope": ["HybridViT-RoPE", "HybridViL-RoPE", "HybridViP-RoPE", "HybridViN-RoPE"],
+    "mixers": ["FNet", "HybridFNet", "MLPMixer", "HybridMLPMixer"],
+}
+# the order in which the paper's claims need them: what a queue takes first
+QUEUE = [
+    *("ViT", "ViN", "ViP", "ViL", "HybridViT", "HybridViN", "HybridViP", "HybridViL"),
+    *TABLES["rope"],
+    *TABLES["hybrid-rope"],
+    *TABLES["mixers"],
+]
+
+# what may differ between the records of two equal runs
+VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "versions", "commit"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides an outcome. `overrides` are (field, value) pairs of Profile or Recipe."""
+
+    system: str
+    profile: str
+    recipe: str = "fair"
+    seed: int = 0
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self):
+        system(self.system)
+        one_of("profile", self.profile, PROFILES)
+        one_of("recipe", self.recipe, RECIPES)
+        whole("seed", self.seed, 0)
+        legal = [f.name for f in (*fields(Profile), *fields(Recipe))]
+        for name, _ in self.overrides:
+            one_of("setting", name, legal)
+
+    @property
+    def settings(self) -> dict:
+        """Every field of profile and recipe, the overrides applied."""
+        settings = asdict(PROFILES[self.profile]) | asdict(RECIPES[self.recipe])
+        settings |= dict(self.overrides)
+        if settings["batch"] is None:
+            settings["batch"] = released_batch(self.system)
+        return settings
+
+    @property
+    def name(self) -> str:
+        """The stem of its record's file name."""
+        changed = [f"{key}={value}" for key, value in self.overrides]
+        parts = self.system, self.settings["dataset"], self.recipe, f"seed{self.seed}", *changed
+        return ".".join(parts)
+
+    @property
+    def path(self) -> Path:
+        """The file of its record."""
+        return records_folder(self.profile) / f"{self.name}.json"
+
+    @property
+    def command(self) -> str:
+        """The shell line that makes its record."""
+        changed = "".join(f" --set {key}={value}" for key, value in self.overrides)
+        recipe = "" if self.recipe == "fair" else f" --recipe {self.recipe}"
+        return (
+            f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
+        )
+
+    def build(self) -> torch.nn.Module:
+        """Its untrained model, the same at every call."""
+        keys = "image_size", "patch_size", "dim", "depth", "std"
+        torch.manual_seed(self.seed)
+        classes = data.CLASSES[self.settings["dataset"]]
+        return build(self.system, classes=classes, **{key: self.settings[key] for key in keys})
+
+    def fingerprint(self) -> torch.Tensor:
+        """Scores of the untrained model for eight seeded inputs: they change when the code does."""
+        model = self.build().eval()
+        images = torch.randn(8, 3, *model.size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return model(images).flatten()
+
+
+def records_folder(profile: str) -> Path:
+    """Where records of a profile lie: those of quick are not for keeping."""
+    one_of("profile", profile, PROFILES)
+    return ROOT / ("build/quick/records" if profile == "quick" else f"figures/records/{profile}")
+
+
+def figures(profile: str) -> Path:
+    """Where the notebooks draw, made if missing: only laptop's figures are the committed ones."""
+    one_of("profile", profile, PROFILES)
+    folder = ROOT / ("figures" if profile == "laptop" else f"build/{profile}/figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def runs(names: Iterable[str], profile: str, *, seeds: int = 1, recipe: str = "fair") -> list[Run]:
+    """One Run for each system and each of the first `seeds` seeds."""
+    whole("seeds", seeds)
+    return [Run(name, profile, recipe, seed) for name in names for seed in range(seeds)]
+
+
+@cache
+def published() -> pd.DataFrame:
+    """Every published or logged number, with its source: figures/paper.csv."""
+    return pd.read_csv(ROOT / "figures" / "paper.csv", keep_default_na=False)
+
+
+def released_batch(name: str) -> int:
+    """The batch size that the authors' script of a system trains with."""
+    rows = published().query("system == @name and quantity == 'batch'")
+    if rows.empty:
+        raise BadInput(f"{name}: no released batch size is known; use the recipe fair")
+    return int(rows["value"].iloc[0])
+
+
+def load(run: Run) -> dict | None:
+    """The record of a run, `status` "read" or "stale"; None where there is none.
+
+    Stale: today's code builds another model than the one that was trained. RecordError names a
+    file that cannot be read.
+    """
+    if not run.path.exists():
+        return None
+    try:
+        record = json.loads(run.path.read_text())
+        then = torch.tensor(record["fingerprint"])
+        mine = {"name": run.name, "system": run.system, "seed": run.seed}
+        if {key: record[key] for key in mine} != mine or not math.isfinite(record["top1"]):
+            raise ValueError("it belongs to another run")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"unreadable record {run.path} ({error}); delete it to train anew"
+        ) from error
+    now = _fingerprint(run)
+    same = now.shape == then.shape and torch.allclose(now, then, atol=1e-3)
+    return record | {"status": "read" if same else "stale"}
+
+
+_fingerprint = cache(Run.fingerprint)
+
+
+def perform(
+    run: Run,
+    *,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    deadline: float = math.inf,
+    report: Callable[[dict], None] = lambda row: None,
+) -> dict | None:
+    """Train a run (or go on with it) and write its record; None where the deadline came first.
+
+    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    s, place = run.settings, ROOT / "build" / run.profile
+    dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
+    dataset = data.subset(dataset, train=s["train_images"])
+    model = run.build().to(device)
+    checkpoint = Checkpoint(
+        place / "checkpoints" / f"{run.name}.pt",
+        identity=f"{run.name} {sorted(s.items())}",
+        fingerprint=_fingerprint(run),
+    )
+    options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
+    curve = fit(
+        model,
+        dataset,
+        **options,
+        precision=s["precision"],
+        seed=run.seed,
+        watch=s["watch_images"],
+        checkpoint=checkpoint,
+        deadline=deadline,
+        report=report,
+    )
+    if curve is None:
+        return None
+    top1, top5 = evaluate(model, dataset, precision=s["precision"])
+    best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] else {}
+    record = {
+        "name": run.name,
+        "system": run.system,
+        "profile": run.profile,
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "overrides": ",".join(f"{key}={value}" for key, value in run.overrides),
+        **s,
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+        "tokens": (s["image_size"] // s["patch_size"]) ** 2,
+        "parameters": measure.parameters(model),
+        "flops": measure.flops(run.build, (1, 3, *model.size)),
+        "top1": top1,
+        "top5": top5,
+        "top1_best": best.get("top1"),
+        "epoch_best": best.get("epoch"),
+        "train_accuracy": curve[-1]["train_accuracy"],
+        "loss": curve[-1]["loss"],
+        "seconds_per_epoch": round(statistics.median(row["seconds"] for row in curve), 2),
+        "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
+        "device": _device_name(device),
+        "versions": f"torch {torch.__version__}, python {platform.python_version()}",
+        "commit": _commit(),
+        "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
+        "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
+    }
+    save_weights(model, place / "weights" / f"{run.name}.safetensors")
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    write_whole(run.path, lambda path: path.write_text(text))
+    checkpoint.delete()
+    return record
+
+
+def read(
+    wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
+) -> pd.DataFrame:
+    """The records of some runs, a row each; `status` is read, trained, stale or missing.
+
+    With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
+    a missing record is a row without numbers; `command` says how to make it.
+    """
+    rows = []
+    for run in wanted:
+        record = load(run)
+        if train and (record is None or record["status"] == "stale"):
+            record = perform(run, folder=folder, report=line_printer(run)) | {"status": "trained"}
+        known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
+        rows.append(known | {"command": run.command})
+    frame = pd.DataFrame(rows)
+    counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return frame
+
+
+STATUS = "read", "trained", "missing", "stale"
+
+
+def unfinished(wanted: Iterable[Run]) -> list[Run]:
+    """Those that have no record, or one of other code."""
+    return [run for run in wanted if (load(run) or {"status": "missing"})["status"] != "read"]
+
+
+def perform_all(
+    wanted: list[Run],
+    *,
+    workers: int = 1,
+    folder: str | Path | None = None,
+    deadline: float = math.inf,
+    done: Callable[[Run, dict | None], None] = lambda run, record: None,
+) -> None:
+    """Train many runs, `workers` processes of one thread each; `done` hears of each run's end."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(_perform_in_worker, run, folder, deadline): run for run in wanted}
+        try:
+            for job in as_completed(jobs):
+                done(jobs[job], job.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _perform_in_worker(run: Run, folder: str | Path | None, deadline: float) -> dict | None:
+    torch.set_num_threads(1)
+    return perform(run, folder=folder, deadline=deadline, report=line_printer(run))
+
+
+def line_printer(run: Run) -> Callable[[dict], None]:
+    """Prints one line an epoch."""
+    epochs = run.settings["epochs"]
+
+    def report(row: dict) -> None:
+        print(
+            f"{run.name}: epoch {row['epoch']}/{epochs}, loss {row['loss']:.3f}, "
+            f"train {row['train_accuracy']:.1f} %, test {row['top1']:.1f} %, "
+            f"{row['seconds']:.0f} s",
+            flush=True,
+        )
+
+    return report
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """A state dict as safetensors, written whole."""
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    write_whole(path, lambda part: save_file(state, part))
+
+
+def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:
+    some = slice(0, run.settings["batch"])
+    images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
+    with autocast(device, run.settings["precision"]):
+        return measure.training_memory(run.build().to(device), images, labels)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU, {torch.get_num_threads()} thread(s): {(names or [platform.machine()])[0]}"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,166 @@
+"""Layers around a mechanism: embeddings, positions, token mixers, channel mixing.
+
+Letters: b batch, c channels, n tokens, h heads, d e widths of a head, r s rows and columns.
+A token mixer is built with (dim, grid) and maps (b n c) -> (b n c).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.errors import BadInput
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Each patch of an image to one token: (b 3 H W) -> (b c r s). Dosovitskiy et al. 2021."""
+
+    def __init__(self, dim: int, patch: int):
+        super().__init__(3, dim, patch, stride=patch)
+
+
+class ConvolutionalEmbedding(nn.Sequential):
+    """Three 3x3 convolutions for the hybrids: (b 3 H W) -> (b c r s). Jeevan and Sethi 2021.
+
+    As released, nothing stands between them: a linear map that sees 7 x 7 pixels. A patch of 2, 4
+    or 8 becomes strides of 2.
+    """
+
+    def __init__(self, dim: int, patch: int):
+        halvings = int(math.log2(patch))
+        if patch != 2**halvings or halvings > 3:
+            raise BadInput(f"patch_size: expected 1, 2, 4 or 8 with convolutions, got {patch}")
+        widths = 3, dim // 4, dim // 2, dim
+        super().__init__(
+            *(
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < halvings), padding=1)
+                for i in range(3)
+            )
+        )
+
+
+class Positions(nn.Module):
+    """A learned vector added to each token; the table is kept as an image, CLS apart."""
+
+    def __init__(self, dim: int, grid: Grid, std: float):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * std)
+        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.cat([self.extra, rearrange(self.table, "c r s -> (r s) c")])
+
+
+class Rotary(nn.Module):
+    """Each pair of widths turned by its token's place times its own speed. (b h n d) -> same.
+
+    Su et al. 2021, equation 34. As released: places count in raster order, CLS first.
+    """
+
+    def __init__(self, dim_head: int, grid: Grid, base: float = 10_000.0):
+        super().__init__()
+        speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
+        angles = torch.arange(grid.tokens)[:, None] * speeds
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class MultiHead(nn.Module):
+    """A mechanism between its host's own projections; `v` is None where values are the keys."""
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        q: nn.Module,
+        k: nn.Module,
+        v: nn.Module | None,
+        out: nn.Module,
+        rotary: Rotary | None = None,
+    ):
+        super().__init__()
+        self.mechanism, self.rotary = mechanism, rotary
+        self.q, self.k, self.v, self.out = q, k, v, out
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = partial(rearrange, pattern="b n (h d) -> b h n d", d=self.mechanism.dim_head)
+        q, k = heads(self.q(x)), heads(self.k(x))
+        v = k if self.v is None else heads(self.v(x))
+        if self.rotary is not None:  # places turn queries and keys, never values
+            q, k = self.rotary(q), self.rotary(k)
+        return self.out(rearrange(self.mechanism(q, k, v), "b h n e -> b n (h e)"))
+
+
+def self_attention(
+    dim: int,
+    grid: Grid,
+    *,
+    mechanism: Callable[..., Mechanism] = Softmax,
+    dim_head: int = 32,
+    rotary: bool = False,
+) -> MultiHead:
+    """A token mixer: linear projections of the form that the mechanism declares, then the rest."""
+    if dim % dim_head:
+        raise BadInput(f"dim: expected a multiple of the head width {dim_head}, got {dim}")
+    made = attend(mechanism, dim // dim_head, dim_head, grid, grid)
+    linear = partial(nn.Linear, dim, bias=made.qkv_bias)
+    kv = (made.kv_heads or made.heads) * dim_head
+    return MultiHead(
+        made,
+        q=linear(dim),
+        k=linear(kv),
+        v=None if made.shared else linear(kv),
+        out=nn.Linear(dim, dim),
+        rotary=Rotary(dim_head, grid) if rotary else None,
+    )
+
+
+class Fourier(nn.Module):
+    """The real part of a Fourier transform over tokens and channels. FNet: Lee-Thorp et al. 2021.
+
+    Equation 3; no parameters; time grows as n log n. (b n c) -> (b n c).
+    """
+
+    def __init__(self, dim: int, grid: Grid):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()  # no transform in half precision
+        return torch.fft.fft2(wide).real.to(x.dtype)
+
+
+class TokenMLP(nn.Module):
+    """A two-layer network over the tokens of each channel. MLP-Mixer: Tolstikhin et al. 2021.
+
+    Equation 1. (b n c) -> (b n c) for one number of tokens only: the weights are n x n.
+    """
+
+    def __init__(self, dim: int, grid: Grid):
+        super().__init__()
+        self.tokens = grid.tokens
+        self.mlp = mlp(grid.tokens, grid.tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.tokens:
+            raise BadInput(f"TokenMLP: expected {self.tokens} tokens, got {x.shape[1]}")
+        return self.mlp(x.mT).mT
+
+
+def mlp(dim: int, hidden: int) -> nn.Sequential:
+    """Linear, GELU, linear over the last axis."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+class Residual(nn.Sequential):
+    """x + layers(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)

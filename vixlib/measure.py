@@ -1,0 +1,90 @@
+"""What a model costs: parameters, FLOPs, peak memory of a training step."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vixlib.attention import Grid, Mechanism
+from vixlib.models.zoo import build
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers training changes: all parameters, wherever they are kept."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
+    """Floating-point operations of one forward pass, 2 for each multiply-add.
+
+    Counted on the meta device, where nothing is computed and torch's counter sees fused attention
+    (on a CPU it counts that as none). Softmax, norms and Fourier transforms are not counted.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = make()
+        model(*(torch.empty(shape) for shape in shapes))
+    return counter.get_total_flops()
+
+
+def mechanism_flops(
+    mechanism: Callable[..., Mechanism], tokens: int, *, heads: int = 4, dim_head: int = 32
+) -> int:
+    """FLOPs of a mechanism alone on one image of `tokens` tokens in a row."""
+    grid, shape = Grid(1, tokens), (1, heads, tokens, dim_head)
+    return flops(lambda: mechanism(heads, dim_head, grid, grid), shape, shape, shape)
+
+
+def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
+    """Parameters and millions of FLOPs an image of each system, at the settings of `build`."""
+    rows = []
+    for name in names:
+        with torch.device("meta"):
+            model = build(name, **settings)
+        shape = (1, 3, *model.size)
+        rows.append((name, parameters(model), flops(lambda m=model: m, shape) / 1e6))
+    return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
+
+
+def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Peak MB that one training step holds beyond model and batch: activations, gradients, Adam.
+
+    From CUDA's allocator, or on a CPU from the profiler's record of every allocation. The model
+    takes that step: measure a copy.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        F.cross_entropy(model(images).float(), labels).backward()
+        optimizer.step()
+
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with _silence(), torch.autograd.profiler.profile(profile_memory=True) as profile:
+        step()
+    held = peak = 0
+    for event in profile.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 1e6
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the profiler's own debug lines out of standard error, where no setting does."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,64 @@
+"""ViX: one vision transformer whose token mixer is an argument (ViT, ViL, ViP, ViN, FNet, ...)."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vixlib.attention import Grid
+from vixlib.errors import BadInput, whole
+from vixlib.layers import PatchEmbedding, Positions, Residual, mlp
+
+
+class ViX(nn.Module):
+    """Image to tokens, `depth` blocks of token mixer and channel MLP, one token to class scores.
+
+    Dosovitskiy et al. 2021 with pre-normalisation; Jeevan and Sethi 2021 for the mixers. Called
+    with normalised images (b 3 H W), returns scores (b classes). `mixer` and `embedding` are built
+    as mixer(dim, grid) and embedding(dim, patch_size). With `cls` a learned token is read out at
+    the end, else the mean of all. `std` is the spread of fresh positions and CLS.
+    """
+
+    def __init__(
+        self,
+        *,
+        mixer: Callable[[int, Grid], nn.Module],
+        embedding: Callable[[int, int], nn.Module] = PatchEmbedding,
+        positions: bool = True,
+        cls: bool = True,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int = 1,
+        classes: int = 10,
+        dim: int = 128,
+        depth: int = 4,
+        mlp_ratio: int = 2,
+        std: float = 0.02,
+    ):
+        super().__init__()
+        self.size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        whole("patch_size", patch_size)
+        if len(self.size) != 2 or any(whole("image_size", s) % patch_size for s in self.size):
+            raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
+        whole("dim", dim), whole("classes", classes)
+        self.grid = grid = Grid(*(side // patch_size for side in self.size), extra=int(cls))
+        self.embedding = embedding(dim, patch_size)
+        self.cls = nn.Parameter(torch.randn(grid.extra, dim) * std) if cls else None
+        self.positions = Positions(dim, grid, std) if positions else nn.Identity()
+        self.blocks = nn.Sequential()
+        for _ in range(whole("depth", depth)):
+            self.blocks.append(Residual(nn.LayerNorm(dim), mixer(dim, grid)))
+            self.blocks.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != (3, *self.size):
+            raise BadInput(
+                f"ViX: expected images (batch, 3, {self.size[0]}, {self.size[1]}), "
+                f"got {tuple(images.shape)}"
+            )
+        x = rearrange(self.embedding(images), "b c r s -> b (r s) c")
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
+        x = self.blocks(self.positions(x))
+        return self.head(x.mean(1) if self.cls is None else x[:, 0])

@@ -1,0 +1,568 @@
+"""What a reader sees: tables, figures, attention maps, the library's own source, `guess`.
+
+Tables are plain DataFrames of text. A figure is drawn once, as PNG: written where `save` says,
+displayed where there is a notebook; plot functions return None.
+"""
+
+import html
+import inspect
+import io
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+from torch import Tensor
+
+from vixlib.attention import Grid
+from vixlib.errors import BadInput, one_of
+from vixlib.models.zoo import system
+from vixlib.train import write_whole
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
+PALETTE = {
+    "softmax": "#000000",
+    "linformer": "#E69F00",
+    "performer": "#009E73",
+    "nystrom": "#0072B2",
+    "fourier": "#CC79A7",
+    "tokenmlp": "#D55E00",
+}
+NAMES = {
+    "softmax": "softmax",
+    "linformer": "Linformer",
+    "performer": "Performer",
+    "nystrom": "Nyström",
+    "fourier": "Fourier",
+    "tokenmlp": "token MLP",
+}
+HOSTS = {  # marker and line style of a host family
+    "plain": ("o", "-"),
+    "RoPE": ("^", "--"),
+    "hybrid": ("s", "-."),
+    "hybrid + RoPE": ("D", ":"),
+}
+DATASETS = {"cifar10": "CIFAR-10", "digits": "digits"}
+QUANTITIES = {
+    "top1": "test accuracy (%)",
+    "top5": "test top-5 accuracy (%)",
+    "train_accuracy": "training accuracy (%)",
+    "loss": "training loss (nats)",
+    "peak_memory_mb": "peak memory of a training step (MB)",
+    "flops": "FLOPs of an image",
+    "parameters": "parameters",
+    "seconds_per_epoch": "seconds an epoch",
+}
+WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
+GREY = "0.45"
+
+
+def theme() -> None:
+    """The look of every figure and table, the same on every machine."""
+    rc = {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True}
+    rc |= {
+        "grid.color": "0.92",
+        "axes.edgecolor": "0.4",
+        "xtick.color": "0.3",
+        "ytick.color": "0.3",
+    }
+    rc |= dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10.5)
+    rc |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10)
+    rc |= {"axes.titlelocation": "left"}
+    sns.set_theme(style="ticks", font="DejaVu Sans", rc=rc)
+    pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
+
+
+theme()
+
+
+def host(name: str) -> str:
+    """The host family of a system, a key of HOSTS."""
+    family = system(name).family
+    kinds = ["hybrid"] * family.startswith("Hybrid") + ["RoPE"] * family.endswith("RoPE")
+    return " + ".join(kinds) or "plain"
+
+
+def color(name: str) -> str:
+    """The colour of a system: its token mixer's."""
+    return PALETTE[system(name).token_mixer]
+
+
+# ---- tables ----
+
+
+def machine(profile: str) -> pd.DataFrame:
+    """This machine, and what the profile means."""
+    from vixlib.experiments import PROFILES
+
+    p = PROFILES[one_of("profile", profile, PROFILES)]
+    cuda = torch.cuda.is_available()
+    side = p.image_size // p.patch_size
+    some = "all" if p.train_images is None else f"{p.train_images:,}"
+    rows = {
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "profile": profile,
+        "images": f"{DATASETS[p.dataset]}, {some} for training, {p.image_size} × {p.image_size}",
+        "tokens": f"{side**2:,} of {p.patch_size} × {p.patch_size} pixels",
+        "models": f"{p.dim} wide, {p.depth} blocks",
+        "training": f"{p.epochs} epochs",
+    }
+    return pd.DataFrame({"": rows})
+
+
+def plan(runs: Iterable) -> pd.DataFrame:
+    """The runs before any training, a row each."""
+    rows = []
+    for run in runs:
+        s = run.settings
+        tokens = (s["image_size"] // s["patch_size"]) ** 2
+        rows.append((run.name, run.system, DATASETS[s["dataset"]], f"{tokens:,}", s["epochs"]))
+        rows[-1] += (s["batch"], run.recipe, run.seed)
+    names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
+    return _indexed(pd.DataFrame(rows, columns=names))
+
+
+def results(
+    records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
+) -> pd.DataFrame:
+    """Logged by the authors, ours, the difference, the cost: a row a system.
+
+    `quantity` is what the log is asked for. Ours is the last epoch's; where the records also hold
+    `quantity` itself, that stands beside it and the difference is taken from it.
+    """
+    from vixlib.experiments import published
+
+    logged = published().query("dataset == @paper_dataset and quantity == @quantity")
+    logged = pd.to_numeric(logged.set_index("system")["value"])
+    like = quantity in records and records[quantity].notna().any()
+    rows = []
+    for name, own in _systems(records):
+        ours = own[quantity if like else "top1"].mean()
+        row = {"system": name, "logged": _number(logged.get(name), 2), "ours": _spread(own["top1"])}
+        row |= {"ours best": _spread(own[quantity])} if like else {}
+        row["difference"] = _number(ours - logged.get(name, math.nan), 1, "+")
+        row["parameters"] = _number(own["parameters"].mean())
+        row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
+        row["peak MB"] = _number(own["peak_memory_mb"].mean())
+        stale = ["stale"] * (own["status"] == "stale").any()
+        missing = own.loc[own["status"] == "missing", "command"]
+        rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
+    names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
+    return _indexed(pd.DataFrame(rows, columns=None if rows else names))
+
+
+def interval(values: Iterable[float]) -> float:
+    """Half the width of the 95 % interval of the mean, by Student's t; NaN for a single value."""
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return math.nan
+    return stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
+
+
+def _systems(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return list(_complete(records).groupby("system", sort=False))
+
+
+def _spread(values: pd.Series) -> str:
+    values = values.dropna()
+    text = _number(values.mean(), 1)
+    return f"{text} ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else text
+
+
+def _number(value: float | None, digits: int = 0, sign: str = "") -> str:
+    text = "" if value is None or pd.isna(value) else f"{value:{sign},.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _indexed(table: pd.DataFrame) -> pd.DataFrame:
+    """The first column as row names, its title in the corner."""
+    first = table.columns[0]
+    return table.set_index(first).rename_axis(index=None, columns=first)
+
+
+# ---- text ----
+
+
+def source(*objects) -> None:
+    """The library's own source of classes or functions."""
+    from IPython.display import Markdown
+
+    for thing in objects:
+        file = thing.__module__.replace(".", "/") + ".py"
+        code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        _display(Markdown(f"```python\n{code}\n```\n<sub>{file}</sub>"))
+
+
+def guess(
+    value: object, text: str = "Your guess first; then hover, tap or press Enter here."
+) -> None:
+    """A question's answer, hidden until the reader hovers over it, focuses or taps it."""
+    from IPython.display import HTML
+
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    answer = html.escape(f"{value:,}" if whole else str(value))
+    # a closed <details> hides its content even where a viewer strips the style
+    style = ".vix-guess:is(:hover, :focus-within)::details-content{content-visibility:visible}"
+    _display(
+        HTML(
+            f"<style>{style}</style><details class='vix-guess'>"
+            f"<summary>{html.escape(text)}</summary><strong>{answer}</strong></details>"
+        )
+    )
+
+
+def _display(thing: object) -> None:
+    from IPython.display import display
+
+    display(thing)
+
+
+def _complete(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with every column that is read here: where all are missing, they have few."""
+    columns = "status", "command", "top1", "parameters", "curve", *QUANTITIES
+    return records.reindex(columns=[*dict.fromkeys([*records.columns, *columns])])
+
+
+# ---- figures ----
+
+
+def images(
+    batch: Tensor,
+    labels: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    save: str | Path | None = None,
+    caption: str = "",
+) -> None:
+    """Small pictures (b c h w), uint8 or normalised to [-1, 1], eight a row, their labels above."""
+    columns = min(len(batch), 8)
+    rows = math.ceil(len(batch) / columns)
+    fig = _figure(rows * (WIDTH / 8 + 0.25) + 0.25, caption)
+    axes = fig.subplots(rows, columns, squeeze=False).flat
+    for ax in axes:
+        ax.axis("off")
+    for i, (ax, picture) in enumerate(zip(axes, _pixels(batch), strict=False)):
+        ax.imshow(picture)
+        if labels is not None:
+            label = int(labels[i])
+            ax.set_title(names[label] if names else label, size=SMALL, loc="center", pad=3)
+    _finish(fig, save)
+
+
+def tokens(
+    image: Tensor, patch: int, cls: bool = True, save: str | Path | None = None, caption: str = ""
+) -> None:
+    """An image (c h w) under its grid of patches, and the patches as a model reads them."""
+    picture = _pixels(image[None])[0]
+    rows, columns = (side // patch for side in picture.shape[:2])
+    gap = max(1, round(patch / 4))
+    across = 2 * columns  # lines twice as long as the image's, so that they show the raster order
+    down = math.ceil((rows * columns + cls) / across)
+    strip = np.full((down * (patch + gap) - gap, across * (patch + gap) - gap, 3), 255, np.uint8)
+    for n in range(rows * columns):
+        (r, c), (y, x) = divmod(n, columns), divmod(n + cls, across)
+        part = picture[r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
+        y, x = y * (patch + gap), x * (patch + gap)
+        strip[y : y + patch, x : x + patch] = part
+    if cls:
+        strip[:patch, :patch] = 115
+    fig = _figure(2.6, caption)
+    left, right = fig.subplots(1, 2, width_ratios=(2, 4.6))
+    left.imshow(picture)
+    left.vlines(np.arange(1, columns) * patch - 0.5, -0.5, rows * patch - 0.5, "white", lw=0.7)
+    left.hlines(np.arange(1, rows) * patch - 0.5, -0.5, columns * patch - 0.5, "white", lw=0.7)
+    left.set_title(f"{columns * patch} × {rows * patch} pixels")
+    right.imshow(strip)
+    right.set_title(f"{rows * columns:,} tokens" + cls * " + CLS (grey)")
+    for ax in (left, right):
+        ax.axis("off")
+    _finish(fig, save)
+
+
+def attention_maps(
+    maps: dict[str, Tensor],
+    grid: Grid,
+    query: tuple[int, int] | None = None,
+    save: str | Path | None = None,
+    caption: str = "each map has its own scale",
+) -> None:
+    """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
+    grid, columns = Grid(*grid), min(len(maps), 4)
+    rows = math.ceil(len(maps) / columns)
+    fig = _figure(rows * (WIDTH / columns + 0.6) + 0.3, caption)
+    axes = fig.subplots(rows, columns, squeeze=False).flat
+    for ax in axes:
+        ax.axis("off")
+    for ax, (name, weights) in zip(axes, maps.items(), strict=False):
+        weights = weights.detach().cpu().double().numpy()
+        if query is not None:
+            of = grid.extra + query[0] * grid.columns + query[1]
+            weights = weights[of, grid.extra :].reshape(grid.rows, grid.columns)
+        top = np.quantile(abs(weights), 0.995)  # a few large weights would leave the rest blank
+        signed = (weights < 0).any()
+        look = {"cmap": "vlag", "vmin": -top} if signed else {"cmap": "mako_r", "vmin": 0}
+        picture = ax.imshow(weights, vmax=top, **look)
+        ax.set_title(NAMES.get(name, name), color=_ink(PALETTE.get(name, "black")), loc="center")
+        for color, width in (("white", 3.5), ("black", 1.5)) if query is not None else ():
+            ax.plot(*query[::-1], "s", ms=8, mfc="none", mec=color, mew=width)
+        bar = fig.colorbar(picture, ax=ax, location="bottom", shrink=0.9, pad=0.03, aspect=18)
+        bar.set_ticks([-top, 0, top] if signed else [0, top])
+        bar.ax.xaxis.set_major_formatter(lambda x, _: f"{x:.2g}".replace("-", "−"))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=SMALL)
+    _finish(fig, save)
+
+
+def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
+    """Training loss and `quantity` against epochs, a row of panels for each host family."""
+    have = _having(records, "curve")
+    if have.empty:
+        return _nothing(records, save)
+    points = pd.DataFrame(
+        {"system": name, **row}
+        for name, curve in zip(have["system"], have["curve"], strict=True)
+        for row in curve
+    )
+    hosts = points["system"].map(host)
+    families = [family for family in HOSTS if family in set(hosts)]
+    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have))
+    grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
+    for family, axes in zip(families, grid, strict=True):
+        own = points[hosts == family]
+        marker, line = HOSTS[family]
+        for ax, y in zip(axes, ("loss", quantity), strict=True):
+            sns.lineplot(
+                own.dropna(subset=[y]),
+                x="epoch",
+                y=y,
+                hue="system",
+                palette={name: color(name) for name in own["system"]},
+                errorbar=lambda v: (v.mean() - interval(v), v.mean() + interval(v)),
+                legend=False,
+                ax=ax,
+                marker=marker,
+                linestyle=line,
+                markersize=5,
+                markeredgewidth=0,
+            )
+            ax.set(xlabel="epoch", ylabel=QUANTITIES[y])
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.label_outer()
+        axes[0].set_title(family if len(families) > 1 else "")
+    fig.draw_without_rendering()
+    for family, (_, ax) in zip(families, grid, strict=True):
+        means = points[hosts == family].groupby(["system", "epoch"], sort=False)[quantity].mean()
+        ends = means.dropna().reset_index().groupby("system", sort=False).last()
+        _label_ends(ax, [(*end, name, color(name)) for name, *end in ends.itertuples()])
+    _finish(fig, save)
+
+
+def tradeoff(
+    records: pd.DataFrame, x: str = "peak_memory_mb", save: str | Path | None = None
+) -> None:
+    """Accuracy against a cost: colour of the mechanism, marker of the host, best for its cost."""
+    have = _having(records, x, "top1")
+    if have.empty:
+        return _nothing(records, save)
+    groups = have.groupby("system", sort=False)
+    points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
+    fig = _figure(5.2, _of(have))
+    ax = fig.subplots()
+    for (*at, name), (_, own) in zip(points, groups, strict=True):
+        look = {"color": color(name), "marker": HOSTS[host(name)][0], "ms": 8.5, "mec": "white"}
+        ax.errorbar(*at, interval(own["top1"]), elinewidth=1.2, **look)
+    best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
+    ax.step(*np.array([p[:2] for p in best]).T, where="post", color="0.82", lw=1.5, zorder=0)
+    ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES["top1"])
+    ax.margins(0.1, 0.08)
+    if max(points)[0] > 10 * min(points)[0]:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(_thousands if x != "flops" else EngFormatter())
+    _legends(ax, [name for *_, name in points])
+    fig.draw_without_rendering()
+    _label_points(ax, points)
+    _finish(fig, save)
+
+
+def cost(
+    costs: pd.DataFrame,
+    save: str | Path | None = None,
+    caption: str = "the mechanism alone · one image · a multiply-add counts as 2",
+) -> None:
+    """FLOPs against tokens for each mechanism, with a ring where one crosses softmax."""
+    table = costs.pivot_table(index="tokens", columns="mechanism", values="flops")
+    lines = {name: table[name].dropna() for name in PALETTE if name in table}
+    fig = _figure(4.4, caption)
+    ax = fig.subplots()
+    for name, line in lines.items():
+        ax.plot(line, color=PALETTE[name], marker="o", ms=4, lw=2.6 if name == "softmax" else 1.8)
+    ax.set(xlabel="tokens", ylabel=QUANTITIES["flops"], xscale="log", yscale="log")
+    ax.set_xticks(table.index[::2], [f"{n:,}" for n in table.index[::2]])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(EngFormatter())
+    for name, line in lines.items():
+        for at in crossings(lines["softmax"], line) if "softmax" in lines else ():
+            ax.plot(*at, "o", ms=12, mfc="none", mec=PALETTE[name], mew=1.8)
+            text = f"{NAMES[name]} crosses at\n{float(f'{at[0]:.2g}'):,.0f} tokens"
+            look = {"textcoords": "offset points", "ha": "right", "color": _ink(PALETTE[name])}
+            ax.annotate(text, at, (-9, 7), **look)
+    fig.draw_without_rendering()
+    ends = [(line.index[-1], line.iloc[-1], name) for name, line in lines.items()]
+    _label_ends(ax, [(*at, NAMES[name], PALETTE[name]) for *at, name in ends])
+    _finish(fig, save)
+
+
+def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
+    """Where two lines over the same x cross, straight on logarithmic axes between their points."""
+    x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
+    gap = np.log(np.asarray(other, float)) - y
+    found = []
+    for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
+        share = gap[i] / (gap[i] - gap[i + 1])
+        found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
+    return found
+
+
+def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1) -> np.ndarray:
+    """The places moved as little as keeps their order, `gap` between any two, and low..high."""
+    from sklearn.isotonic import isotonic_regression
+
+    places = np.asarray(places, float)
+    order, steps = places.argsort(kind="stable"), gap * np.arange(len(places))
+    moved = np.empty_like(places)
+    moved[order] = isotonic_regression(places[order] - steps, y_min=low, y_max=high - steps[-1])
+    moved[order] += steps
+    return moved
+
+
+def _figure(height: float, caption: str) -> Figure:
+    fig = Figure((WIDTH, height), layout="constrained")  # no pyplot: nothing to close
+    fig.supxlabel(caption, x=0.01, ha="left", size=SMALL, color=GREY)
+    return fig
+
+
+def _finish(fig: Figure, save: str | Path | None) -> None:
+    """The figure as PNG without a date or version, to a file and to a notebook, if there is one."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    if save is not None:
+        if Path(save).suffix != ".png":
+            raise BadInput(f"save: expected a name that ends in .png, got {save}")
+        write_whole(Path(save), lambda path: path.write_bytes(buffer.getvalue()))
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image
+
+        _display(Image(buffer.getvalue(), width=100 * WIDTH))
+
+
+def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
+    command = records["command"].iloc[0] if len(records) else "vix reproduce"
+    fig = _figure(2.2, "")
+    ax = fig.subplots()
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, f"no records yet:\n{command}", ha="center", va="center", color=GREY)
+    _finish(fig, save)
+
+
+def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return _complete(records).dropna(subset=[*columns])
+
+
+def _of(records: pd.DataFrame) -> str:
+    """The caption of records: their profile, dataset, seeds and recipe."""
+    seeds = sorted(set(records.groupby("system").size()))
+    number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
+    profile, dataset, recipe = (
+        " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
+    )
+    many = "" if number == "1" else "s: mean and 95 % interval"
+    data = DATASETS.get(dataset, dataset)
+    return f"{profile} profile · {data} · {number} seed{many} · recipe {recipe}"
+
+
+def _pixels(batch: Tensor) -> np.ndarray:
+    """Images (b c h w) as bytes (b h w 3)."""
+    batch = batch.detach().cpu()
+    if batch.is_floating_point():
+        batch = ((batch + 1) * 127.5).round().clamp(0, 255).byte()
+    return batch.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def _ink(color: str) -> tuple[float, ...]:
+    """A colour dark enough for text."""
+    return tuple(0.72 * part for part in to_rgb(color))
+
+
+@FuncFormatter
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.0f}"
+
+
+def _legends(ax: Axes, names: list[str]) -> None:
+    """A line of colours and, where hosts differ, one of markers above the axes."""
+    mixers, hosts = {system(name).token_mixer for name in names}, {host(name) for name in names}
+    looks = [[("o", PALETTE[m], NAMES[m]) for m in PALETTE if m in mixers]]
+    looks += [[(HOSTS[h][0], "0.5", h) for h in HOSTS if h in hosts]] if len(hosts) > 1 else []
+    for line, look in enumerate(reversed(looks)):
+        handles = [Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in look]
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1 + 0.065 * line), "ncols": 6}
+        gaps = {"handletextpad": 0.1, "columnspacing": 1.2, "borderpad": 0}
+        ax.add_artist(ax.legend(handles=handles, frameon=False, **place, **gaps))
+
+
+def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Names right of the axes, each tied to the end (x, y) of its line."""
+    frame = ax.get_window_extent()
+    heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
+    line = 1.25 * mpl.rcParams["font.size"] * ax.figure.dpi / 72 / frame.height
+    for (*at, name, tint), height in zip(ends, spread(heights, line), strict=True):
+        tie = {"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "relpos": (0, 0.5)}
+        look = {"textcoords": "axes fraction", "va": "center", "color": _ink(tint)}
+        ax.annotate(name, at, (1.04, height), arrowprops=tie, annotation_clip=False, **look)
+
+
+def _label_points(ax: Axes, points: list[tuple[float, float, str]]) -> None:
+    """Names close to their points (x, y), off all points and each other."""
+    point = ax.figure.dpi / 72
+    frame = ax.get_window_extent()
+    spots = ax.transData.transform([p[:2] for p in points])
+    taken = [Bbox.from_extents(*(spot - 5 * point), *(spot + 5 * point)) for spot in spots]
+    around = [(d, a) for d in (8, 14, 21, 30, 42) for a in np.arange(0, 2 * np.pi, np.pi / 8)]
+    for spot, (*at, name) in zip(spots, points, strict=True):
+        look = {"ha": "center", "va": "center", "size": 9.5, "color": _ink(color(name))}
+        tie = {"arrowstyle": "-", "color": color(name), "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+        offset = {"xytext": (0, 0), "textcoords": "offset points", "in_layout": False}
+        text = ax.annotate(name, at, arrowprops=tie, **offset, **look)
+        size = np.array(Text.get_window_extent(text).size)
+
+        def box(distance, angle, spot=spot, size=size):
+            way = np.array([np.cos(angle), np.sin(angle)])
+            middle = spot + way * (size / 2 + distance * point)
+            return Bbox.from_extents(*(middle - size / 2), *(middle + size / 2))
+
+        def clashes(try_, box=box):
+            inside = frame.containsx(box(*try_).x0) and frame.containsx(box(*try_).x1)
+            return box(*try_).count_overlaps(taken) + (not inside)
+
+        best = min(around, key=clashes)
+        taken.append(box(*best))
+        text.xyann = (np.mean(taken[-1].get_points(), 0) - spot) / point
+        text.arrow_patch.set_visible(best[0] > 8)

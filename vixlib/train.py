@@ -1,0 +1,188 @@
+"""The only training loop: seeded, resumable at any step, one curve out."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vixlib.data import Dataset, augment, normalise
+from vixlib.errors import BadInput, CheckpointError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EVALUATION_BATCH = 250
+
+
+class TimeUp(Exception):
+    """The deadline has come; what was done is worth a checkpoint."""
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch: int = 128,
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    augmented: bool = False,
+    precision: str = "float32",
+    seed: int = 0,
+    watch: int | None = None,
+    checkpoint: "Checkpoint | None" = None,
+    deadline: float = math.inf,
+    report: Callable[[dict], None] = lambda row: None,
+) -> list[dict] | None:
+    """Train a model in place with AdamW at a constant rate; return its curve, a row an epoch.
+
+    Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
+    `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
+    that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
+    is saved and None returned.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
+    state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
+    if checkpoint is not None:
+        state = checkpoint.load(model, optimizer) or state
+    device = next(model.parameters()).device
+    state["sums"] = state["sums"].to(device)
+
+    def train_epoch() -> None:
+        model.train()
+        epoch_seed = 10_000 * seed + state["epoch"]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
+        order = order.to(device)
+        while state["step"] < math.ceil(count / batch):
+            check(deadline)
+            torch.manual_seed(100_000 * epoch_seed + state["step"])
+            chosen = order[state["step"] * batch :][:batch]
+            images, labels = data.train_images[chosen], data.train_labels[chosen]
+            images = normalise(augment(images) if augmented else images)
+            with autocast(device, precision):
+                scores = model(images)
+            loss = F.cross_entropy(scores.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            correct = (scores.detach().argmax(1) == labels).sum()
+            state["sums"] += torch.stack([loss.detach() * len(labels), correct])
+            state["step"] += 1
+
+    count = len(data.train_images)
+    try:
+        while state["epoch"] < epochs:
+            began = time.monotonic()
+            try:
+                train_epoch()
+            finally:
+                loss, accuracy = (state["sums"] / count).tolist()  # waits for the device, too
+                state["seconds"] += time.monotonic() - began
+            top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
+            row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
+            row |= {"top1": top1, "seconds": state["seconds"]}
+            state["curve"].append({name: round(value, 4) for name, value in row.items()})
+            state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0}
+            state["sums"].zero_()
+            report(state["curve"][-1])
+            if checkpoint is not None:
+                checkpoint.save(model, optimizer, state)
+    except TimeUp:
+        if checkpoint is not None:
+            checkpoint.save(model, optimizer, state)
+        return None
+    return state["curve"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    first: int | None = None,
+    *,
+    precision: str = "float32",
+    deadline: float = math.inf,
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    images, labels = data.test_images[:first], data.test_labels[:first]
+    hits = torch.zeros(2, device=images.device)
+    try:
+        for some, truth in zip(
+            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        ):
+            check(deadline)
+            with autocast(images.device, precision):
+                scores = model(normalise(some))
+            best = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
+            hits += torch.stack([best[:, 0].sum(), best.any(1).sum()])
+    finally:
+        model.train(was_training)
+    top1, top5 = (100 * hits / len(labels)).tolist()
+    return round(top1, 4), round(top5, 4)
+
+
+class Checkpoint:
+    """The state of one unfinished run in one file, written whole or not at all.
+
+    `identity` says which run it is and `fingerprint` (scores of the untrained model) which code: a
+    checkpoint of another run or of other code is refused, not trained over.
+    """
+
+    def __init__(self, path: Path, identity: str = "", fingerprint: Tensor | None = None):
+        self.path, self.identity, self.fingerprint = Path(path), identity, fingerprint
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        content = {"identity": self.identity, "fingerprint": self.fingerprint, "state": state}
+        content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        write_whole(self.path, lambda path: torch.save(content, path))
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
+        """The saved state, with model and optimizer set to it; None where nothing was saved."""
+        if not self.path.exists():
+            return None
+        remedy = "; delete it to begin again"
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            same = content["identity"] == self.identity
+            if same and self.fingerprint is not None:
+                same = torch.allclose(content["fingerprint"], self.fingerprint, atol=1e-3)
+            if same:
+                model.load_state_dict(content["model"])
+                optimizer.load_state_dict(content["optimizer"])
+        except Exception as error:
+            raise CheckpointError(f"unreadable checkpoint {self.path}{remedy}") from error
+        if not same:
+            raise CheckpointError(f"checkpoint {self.path} is of another run or code{remedy}")
+        return content["state"]
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def check(deadline: float) -> None:
+    """Raise TimeUp past the deadline."""
+    if time.monotonic() > deadline:
+        raise TimeUp
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context that runs a model at a precision."""
+    if precision not in PRECISIONS:
+        raise BadInput(f"unknown precision {precision!r}; legal: {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, then move it there: it is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
