@@ -111,7 +111,7 @@ def test_linformer_projects_tokens_as_the_formula_says():
     assert relative(linformer(q, k, v), textbook(q, e @ k, e @ v)) < 1e-12
 
 
-@pytest.mark.parametrize("queries, keys", [(GRID, GRID), (Grid(5, 7), Grid(5, 7))])
+@pytest.mark.parametrize(("queries", "keys"), [(GRID, GRID), (Grid(5, 7), Grid(5, 7))])
 def test_nystrom_with_all_landmarks_is_softmax(queries, keys):
     q, k, v = tensors(queries.tokens, keys.tokens)
     build = partial(Nystrom, HEADS, WIDTH, queries, keys, landmarks=queries.tokens, kernel=None)
@@ -138,7 +138,7 @@ def test_pseudo_inverse_of_each_matrix_alone():
     assert torch.equal(pseudo_inverse(a, 6), alone)
 
 
-@pytest.mark.parametrize("tokens, segments", [(64, 4), (65, 4), (67, 4), (5, 5), (9, 1)])
+@pytest.mark.parametrize(("tokens", "segments"), [(64, 4), (65, 4), (67, 4), (5, 5), (9, 1)])
 def test_segment_means_cover_every_token_once(tokens, segments):
     x = torch.randn(2, 3, tokens, 5, dtype=torch.float64)
     runs = [len(run) for run in torch.arange(tokens).tensor_split(segments)]

@@ -18,7 +18,7 @@ import vixlib
 from vixlib import data
 from vixlib.errors import BadInput, DataError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+CLASSES = data.CLASSES["cifar10"]
 
 
 def md5(file):
@@ -330,29 +330,6 @@ class TestImages:
         before = self.images.clone()
         data.augment(self.images, seeded())
         assert self.images.equal(before)
-
-    def test_batches_cover_all(self):
-        labels = torch.arange(64)
-        parts = list(data.batches(self.images, labels, 20))
-        assert [len(y) for _, y in parts] == [20, 20, 20, 4]
-        assert torch.cat([y for _, y in parts]).equal(labels)
-        assert torch.cat([x for x, _ in parts]).equal(data.normalise(self.images))
-
-    def test_batches_in_order(self):
-        order = torch.randperm(64, generator=seeded())
-        parts = list(data.batches(self.images, torch.arange(64), 20, order=order))
-        assert torch.cat([y for _, y in parts]).equal(order)
-        assert torch.cat([x for x, _ in parts]).equal(data.normalise(self.images[order]))
-
-    def test_batches_augmented(self):
-        draws = seeded()
-        expected = [data.augment(part, draws) for part in self.images.split(20)]
-        parts = data.batches(self.images, torch.arange(64), 20, augmented=True, generator=seeded())
-        assert torch.cat([x for x, _ in parts]).equal(data.normalise(torch.cat(expected)))
-
-    def test_size_refused_at_once(self):
-        with pytest.raises(BadInput, match="size"):
-            data.batches(self.images, torch.arange(64), 0)
 
 
 class TestSubset:

@@ -1,5 +1,6 @@
 """Vision Xformers: linear attention for image classification, one contract for every mechanism."""
 
+import os
 from pathlib import Path
 
 from vixlib import _torchvision  # noqa: F401  must come before anything imports torchvision
@@ -8,4 +9,5 @@ from vixlib.models.zoo import build, systems
 __all__ = ["ROOT", "build", "systems"]
 __version__ = "0.1.0"
 
-ROOT = Path(__file__).resolve().parents[1]  # the project: figures, records and notebooks lie here
+# The project: figures, records and notebooks lie here.
+ROOT = Path(os.environ.get("VIXLIB_ROOT") or Path(__file__).resolve().parents[1])

@@ -8,7 +8,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
@@ -69,9 +68,10 @@ def load(
 
 @lru_cache(maxsize=4)
 def _load(name: str, folder: Path | None, size: int | None, download: bool, device: str) -> Dataset:
-    train, train_labels, test, test_labels, classes = READERS[name](folder, download)
+    train, train_labels, test, test_labels = READERS[name](folder, download)
     train, test = (_upsample(images, size).to(device) for images in (train, test))
-    return Dataset(train, train_labels.to(device), test, test_labels.to(device), classes, name)
+    train_labels, test_labels = train_labels.to(device), test_labels.to(device)
+    return Dataset(train, train_labels, test, test_labels, CLASSES[name], name)
 
 
 def _upsample(images: Tensor, size: int | None) -> Tensor:
@@ -94,7 +94,7 @@ def _digits(folder: Path | None, download: bool) -> tuple:
     train, test = train_test_split(
         range(len(labels)), test_size=360, stratify=labels, random_state=0
     )
-    return images[train], labels[train], images[test], labels[test], tuple("0123456789")
+    return images[train], labels[train], images[test], labels[test]
 
 
 def _cifar10(folder: Path | None, download: bool) -> tuple:
@@ -124,11 +124,17 @@ def _cifar10(folder: Path | None, download: bool) -> tuple:
     for part in (train, test):
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
         tensors += [images, torch.tensor(part.targets)]
-    return *tensors, tuple(train.classes)
+    return tuple(tensors)
 
 
 READERS = {"digits": _digits, "cifar10": _cifar10}
-CLASSES = {"digits": 10, "cifar10": 10}  # how many, known before anything is read
+CLASSES = {  # known before anything is read
+    "digits": tuple("0123456789"),
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+}
 
 
 def _find(folder: Path) -> Path | None:
@@ -177,8 +183,7 @@ def _download(folder: Path) -> Path:
             else:
                 return _unpack(archive, folder)
     raise DataError(
-        "CIFAR-10 could not be downloaded; with a copy at hand: --data DIR\n  "
-        + "\n  ".join(failures)
+        f"CIFAR-10 could not be downloaded; with a copy at hand: --data DIR ({'; '.join(failures)})"
     )
 
 
@@ -218,24 +223,6 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
         rows[:, None, :, None],
         columns[:, None, None],
     ]
-
-
-def batches(
-    images: Tensor,
-    labels: Tensor,
-    size: int,
-    *,
-    order: Tensor | None = None,
-    augmented: bool = False,
-    generator: torch.Generator | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields up to `size` normalised images (b c h w) and labels (b), in `order` or as they lie."""
-    whole("size", size)
-    order = torch.arange(len(images)) if order is None else order
-    chosen = ((images[i], labels[i]) for i in order.to(images.device).split(size))
-    if augmented:
-        chosen = ((augment(x, generator), y) for x, y in chosen)
-    return ((normalise(x), y) for x, y in chosen)
 
 
 def subset(dataset: Dataset, train: int | None = None, test: int | None = None) -> Dataset:

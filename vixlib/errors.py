@@ -35,7 +35,8 @@ def one_of(name: str, value: str, legal: Iterable[str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a name, got {value!r}")
     if value not in legal:
-        near = difflib.get_close_matches(value, legal, n=1, cutoff=0.7)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        lower = {name.lower(): name for name in legal}
+        near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.7)
+        hint = f" (did you mean {lower[near[0]]}?)" if near else ""
         raise BadInput(f"unknown {name} {value!r}{hint}; legal: {', '.join(legal)}")
     return value

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -12,12 +14,15 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vixlib import ROOT, data, measure
-from vixlib.errors import BadInput, RecordError, one_of, whole
+from vixlib.errors import BadInput, CheckpointError, DataError, RecordError, one_of, whole
 from vixlib.models.zoo import build, system
 from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
 
@@ -95,9 +100,12 @@ class Run:
         one_of("profile", self.profile, PROFILES)
         one_of("recipe", self.recipe, RECIPES)
         whole("seed", self.seed, 0)
-        legal = [f.name for f in (*fields(Profile), *fields(Recipe))]
-        for name, _ in self.overrides:
+        legal = {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
+        for name, value in self.overrides:
             one_of("setting", name, legal)
+            if not isinstance(value, legal[name]) or (type(value) is int and value < 1):
+                kind = getattr(legal[name], "__name__", legal[name])
+                raise BadInput(f"{name}: expected {kind}, at least 1 if whole; got {value!r}")
 
     @property
     def settings(self) -> dict:
@@ -121,6 +129,11 @@ class Run:
         return records_folder(self.profile) / f"{self.name}.json"
 
     @property
+    def weights(self) -> Path:
+        """Where training leaves the weights; they are not committed."""
+        return ROOT / "build" / self.profile / "weights" / f"{self.name}.safetensors"
+
+    @property
     def command(self) -> str:
         """The shell line that makes its record."""
         changed = "".join(f" --set {key}={value}" for key, value in self.overrides)
@@ -129,11 +142,16 @@ class Run:
             f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
         )
 
+    @property
+    def tokens(self) -> int:
+        """Patches of an image."""
+        return (self.settings["image_size"] // self.settings["patch_size"]) ** 2
+
     def build(self) -> torch.nn.Module:
         """Its untrained model, the same at every call."""
         keys = "image_size", "patch_size", "dim", "depth", "std"
         torch.manual_seed(self.seed)
-        classes = data.CLASSES[self.settings["dataset"]]
+        classes = len(data.CLASSES[self.settings["dataset"]])
         return build(self.system, classes=classes, **{key: self.settings[key] for key in keys})
 
     def fingerprint(self) -> torch.Tensor:
@@ -216,13 +234,13 @@ def perform(
 
     `folder` holds the dataset. The trained weights stay in build/<profile>/weights/.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    s, place = run.settings, ROOT / "build" / run.profile
+    device = _device(device)
+    s, model = run.settings, run.build().to(device)
+    autocast(device, s["precision"])  # refuses an unknown one before any work
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
     dataset = data.subset(dataset, train=s["train_images"])
-    model = run.build().to(device)
     checkpoint = Checkpoint(
-        place / "checkpoints" / f"{run.name}.pt",
+        ROOT / "build" / run.profile / "checkpoints" / f"{run.name}.pt",
         identity=f"{run.name} {sorted(s.items())}",
         fingerprint=_fingerprint(run),
     )
@@ -252,7 +270,7 @@ def perform(
         **s,
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
-        "tokens": (s["image_size"] // s["patch_size"]) ** 2,
+        "tokens": run.tokens,
         "parameters": measure.parameters(model),
         "flops": measure.flops(run.build, (1, 3, *model.size)),
         "top1": top1,
@@ -269,7 +287,8 @@ def perform(
         "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
         "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
     }
-    save_weights(model, place / "weights" / f"{run.name}.safetensors")
+    state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
+    write_whole(run.weights, lambda path: save_file(state, path))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
     checkpoint.delete()
@@ -310,12 +329,23 @@ def perform_all(
     *,
     workers: int = 1,
     folder: str | Path | None = None,
+    device: str | None = None,
     deadline: float = math.inf,
     done: Callable[[Run, dict | None], None] = lambda run, record: None,
 ) -> None:
-    """Train many runs, `workers` processes of one thread each; `done` hears of each run's end."""
+    """Train many runs, `workers` processes of one thread each; `done` hears of each run's end.
+
+    A single worker is this process, with a progress bar at a terminal.
+    """
+    options = {"folder": folder, "device": device, "deadline": deadline}
+    if workers == 1:
+        torch.set_num_threads(1)
+        for run in wanted:
+            if time.monotonic() < deadline:
+                done(run, perform(run, report=line_printer(run), **options))
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_perform_in_worker, run, folder, deadline): run for run in wanted}
+        jobs = {pool.submit(_in_worker, run, options): run for run in wanted}
         try:
             for job in as_completed(jobs):
                 done(jobs[job], job.result())
@@ -324,9 +354,10 @@ def perform_all(
             raise
 
 
-def _perform_in_worker(run: Run, folder: str | Path | None, deadline: float) -> dict | None:
+def _in_worker(run: Run, options: dict) -> dict | None:
     torch.set_num_threads(1)
-    return perform(run, folder=folder, deadline=deadline, report=line_printer(run))
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    return perform(run, report=line_printer(run), **options)
 
 
 def line_printer(run: Run) -> Callable[[dict], None]:
@@ -344,10 +375,30 @@ def line_printer(run: Run) -> Callable[[dict], None]:
     return report
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """A state dict as safetensors, written whole."""
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_whole(path, lambda part: save_file(state, part))
+def trained(run: Run) -> torch.nn.Module:
+    """The model of a run with the weights that its training left on this machine."""
+    if not run.weights.exists():
+        raise BadInput(f"no weights in {run.weights}; train them: {run.command}")
+    model = run.build()
+    try:
+        model.load_state_dict(load_file(run.weights))
+    except Exception as error:
+        raise CheckpointError(f"unreadable weights {run.weights}; delete them") from error
+    return model.eval()
+
+
+def predict(run: Run, image: Path, top: int = 5) -> list[tuple[str, float]]:
+    """The likeliest classes of an image file with their probabilities."""
+    model, name = trained(run), run.settings["dataset"]
+    try:
+        picture = Image.open(image).convert("RGB").resize(model.size[::-1])
+    except OSError as error:
+        raise DataError(f"cannot read the image {image}: {error}") from error
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        best = model(data.normalise(pixels)).softmax(-1)[0].topk(top)
+    classes = data.CLASSES[name]
+    return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
 
 
 def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:
@@ -355,6 +406,15 @@ def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> f
     images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
     with autocast(device, run.settings["precision"]):
         return measure.training_memory(run.build().to(device), images, labels)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _device_name(device: torch.device) -> str:

@@ -14,17 +14,19 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.path import Path as Curve
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
@@ -42,14 +44,8 @@ PALETTE = {
     "fourier": "#CC79A7",
     "tokenmlp": "#D55E00",
 }
-NAMES = {
-    "softmax": "softmax",
-    "linformer": "Linformer",
-    "performer": "Performer",
-    "nystrom": "Nyström",
-    "fourier": "Fourier",
-    "tokenmlp": "token MLP",
-}
+YOURS = "#56B4E9"  # a reader's own mechanism
+NAMES = {"nystrom": "Nyström", "tokenmlp": "token MLP", "softmax": "softmax"}  # else: Performer
 HOSTS = {  # marker and line style of a host family
     "plain": ("o", "-"),
     "RoPE": ("^", "--"),
@@ -73,18 +69,13 @@ GREY = "0.45"
 
 def theme() -> None:
     """The look of every figure and table, the same on every machine."""
-    rc = {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True}
-    rc |= {
-        "grid.color": "0.92",
-        "axes.edgecolor": "0.4",
-        "xtick.color": "0.3",
-        "ytick.color": "0.3",
-    }
-    rc |= dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10.5)
+    rc = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10.5)
     rc |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10)
-    rc |= {"axes.titlelocation": "left"}
+    rc |= dict.fromkeys(("axes.spines.right", "axes.spines.top"), False)
+    rc |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), "0.35")
+    rc |= {"axes.grid": True, "grid.color": "0.92", "axes.titlelocation": "left"}
     sns.set_theme(style="ticks", font="DejaVu Sans", rc=rc)
-    pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
+    pd.set_option("display.max_colwidth", None, "display.max_rows", 100, "display.width", 160)
 
 
 theme()
@@ -130,9 +121,8 @@ def plan(runs: Iterable) -> pd.DataFrame:
     rows = []
     for run in runs:
         s = run.settings
-        tokens = (s["image_size"] // s["patch_size"]) ** 2
-        rows.append((run.name, run.system, DATASETS[s["dataset"]], f"{tokens:,}", s["epochs"]))
-        rows[-1] += (s["batch"], run.recipe, run.seed)
+        size = f"{run.tokens:,}", s["epochs"], s["batch"]
+        rows.append((run.name, run.system, DATASETS[s["dataset"]], *size, run.recipe, run.seed))
     names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
     return _indexed(pd.DataFrame(rows, columns=names))
 
@@ -151,7 +141,7 @@ def results(
     logged = pd.to_numeric(logged.set_index("system")["value"])
     like = quantity in records and records[quantity].notna().any()
     rows = []
-    for name, own in _systems(records):
+    for name, own in _complete(records).groupby("system", sort=False):
         ours = own[quantity if like else "top1"].mean()
         row = {"system": name, "logged": _number(logged.get(name), 2), "ours": _spread(own["top1"])}
         row |= {"ours best": _spread(own[quantity])} if like else {}
@@ -159,7 +149,7 @@ def results(
         row["parameters"] = _number(own["parameters"].mean())
         row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
         row["peak MB"] = _number(own["peak_memory_mb"].mean())
-        stale = ["stale"] * (own["status"] == "stale").any()
+        stale = ["stale"] if "stale" in set(own["status"]) else []
         missing = own.loc[own["status"] == "missing", "command"]
         rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
     names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
@@ -176,8 +166,8 @@ def interval(values: Iterable[float]) -> float:
     return stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
 
 
-def _systems(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return list(_complete(records).groupby("system", sort=False))
+def _band(values: pd.Series) -> tuple[float, float]:
+    return values.mean() - interval(values), values.mean() + interval(values)
 
 
 def _spread(values: pd.Series) -> str:
@@ -250,13 +240,11 @@ def images(
     save: str | Path | None = None,
     caption: str = "",
 ) -> None:
-    """Small pictures (b c h w), uint8 or normalised to [-1, 1], eight a row, their labels above."""
-    columns = min(len(batch), 8)
+    """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
+    columns = min(len(batch), 10)
     rows = math.ceil(len(batch) / columns)
-    fig = _figure(rows * (WIDTH / 8 + 0.25) + 0.25, caption)
-    axes = fig.subplots(rows, columns, squeeze=False).flat
-    for ax in axes:
-        ax.axis("off")
+    fig = _figure(rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3, caption)
+    axes = _panels(fig, rows, columns)
     for i, (ax, picture) in enumerate(zip(axes, _pixels(batch), strict=False)):
         ax.imshow(picture)
         if labels is not None:
@@ -270,27 +258,26 @@ def tokens(
 ) -> None:
     """An image (c h w) under its grid of patches, and the patches as a model reads them."""
     picture = _pixels(image[None])[0]
-    rows, columns = (side // patch for side in picture.shape[:2])
-    gap = max(1, round(patch / 4))
-    across = 2 * columns  # lines twice as long as the image's, so that they show the raster order
-    down = math.ceil((rows * columns + cls) / across)
-    strip = np.full((down * (patch + gap) - gap, across * (patch + gap) - gap, 3), 255, np.uint8)
-    for n in range(rows * columns):
-        (r, c), (y, x) = divmod(n, columns), divmod(n + cls, across)
-        part = picture[r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
-        y, x = y * (patch + gap), x * (patch + gap)
-        strip[y : y + patch, x : x + patch] = part
+    height, width = picture.shape[:2]
+    across = 2 * width // patch  # lines twice as long as the image's show the raster order
+    dots = picture.repeat(4, 0).repeat(4, 1)  # so that a gap may be a quarter of a pixel
+    parts = rearrange(dots, "(r p) (c q) k -> (r c) p q k", p=4 * patch, q=4 * patch)
+    count = len(parts)
     if cls:
-        strip[:patch, :patch] = 115
+        parts = np.concatenate([np.full_like(parts[:1], 115), parts])
+    sides = (0, -len(parts) % across), (0, patch), (0, patch), (0, 0)
+    parts = np.pad(parts, sides, constant_values=255)
+    strip = rearrange(parts, "(y x) p q k -> (y p) (x q) k", x=across)
     fig = _figure(2.6, caption)
     left, right = fig.subplots(1, 2, width_ratios=(2, 4.6))
     left.imshow(picture)
-    left.vlines(np.arange(1, columns) * patch - 0.5, -0.5, rows * patch - 0.5, "white", lw=0.7)
-    left.hlines(np.arange(1, rows) * patch - 0.5, -0.5, columns * patch - 0.5, "white", lw=0.7)
-    left.set_title(f"{columns * patch} × {rows * patch} pixels")
+    left.vlines(np.arange(patch, width, patch) - 0.5, -0.5, height - 0.5, "white", lw=0.7)
+    left.hlines(np.arange(patch, height, patch) - 0.5, -0.5, width - 0.5, "white", lw=0.7)
+    left.set_title(f"{height} × {width} pixels")
     right.imshow(strip)
-    right.set_title(f"{rows * columns:,} tokens" + cls * " + CLS (grey)")
+    right.set_title(f"{count:,} tokens" + cls * " + CLS (grey)")
     for ax in (left, right):
+        ax.set_anchor("NW")
         ax.axis("off")
     _finish(fig, save)
 
@@ -303,27 +290,29 @@ def attention_maps(
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
-    grid, columns = Grid(*grid), min(len(maps), 4)
+    grid, columns = Grid(*grid), min(max(len(maps), 2), 4)
     rows = math.ceil(len(maps) / columns)
-    fig = _figure(rows * (WIDTH / columns + 0.6) + 0.3, caption)
-    axes = fig.subplots(rows, columns, squeeze=False).flat
-    for ax in axes:
-        ax.axis("off")
+    fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
+    axes = _panels(fig, rows, columns)
     for ax, (name, weights) in zip(axes, maps.items(), strict=False):
         weights = weights.detach().cpu().double().numpy()
         if query is not None:
             of = grid.extra + query[0] * grid.columns + query[1]
             weights = weights[of, grid.extra :].reshape(grid.rows, grid.columns)
-        top = np.quantile(abs(weights), 0.995)  # a few large weights would leave the rest blank
-        signed = (weights < 0).any()
-        look = {"cmap": "vlag", "vmin": -top} if signed else {"cmap": "mako_r", "vmin": 0}
-        picture = ax.imshow(weights, vmax=top, **look)
-        ax.set_title(NAMES.get(name, name), color=_ink(PALETTE.get(name, "black")), loc="center")
-        for color, width in (("white", 3.5), ("black", 1.5)) if query is not None else ():
-            ax.plot(*query[::-1], "s", ms=8, mfc="none", mec=color, mew=width)
+        # a few large weights would leave the rest of a matrix blank
+        top = np.quantile(abs(weights), 0.995 if query is None else 1)
+        low = -top if (weights < 0).any() else 0
+        picture = ax.imshow(weights, cmap="RdBu_r", vmin=-top, vmax=top)
+        title, tint = _look(name)
+        ax.set_title(title, color=_ink(tint), loc="center")
+        for edge, width in (("white", 3.5), ("black", 1.5)) if query is not None else ():
+            ax.plot(*query[::-1], "s", ms=8, mfc="none", mec=edge, mew=width)
         bar = fig.colorbar(picture, ax=ax, location="bottom", shrink=0.9, pad=0.03, aspect=18)
-        bar.set_ticks([-top, 0, top] if signed else [0, top])
+        bar.ax.set_xlim(low, top)
+        bar.set_ticks([-top, 0, top] if low else [0, top])
         bar.ax.xaxis.set_major_formatter(lambda x, _: f"{x:.2g}".replace("-", "−"))
+        bar.ax.get_xticklabels()[0].set_ha("left")
+        bar.ax.get_xticklabels()[-1].set_ha("right")
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=SMALL)
     _finish(fig, save)
@@ -345,25 +334,16 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
-        marker, line = HOSTS[family]
+        palette = {name: color(name) for name in own["system"]}
+        look = dict(zip(("marker", "linestyle"), HOSTS[family], strict=True))
+        look |= {"markersize": 5, "markeredgewidth": 0, "legend": False}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
-            sns.lineplot(
-                own.dropna(subset=[y]),
-                x="epoch",
-                y=y,
-                hue="system",
-                palette={name: color(name) for name in own["system"]},
-                errorbar=lambda v: (v.mean() - interval(v), v.mean() + interval(v)),
-                legend=False,
-                ax=ax,
-                marker=marker,
-                linestyle=line,
-                markersize=5,
-                markeredgewidth=0,
-            )
-            ax.set(xlabel="epoch", ylabel=QUANTITIES[y])
+            seen = own.dropna(subset=[y])
+            shared = {"hue": "system", "palette": palette, "errorbar": _band, "ax": ax}
+            sns.lineplot(seen, x="epoch", y=y, **shared, **look)
+            ax.set(xlabel="epoch" if family == families[-1] else "", ylabel=QUANTITIES[y])
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            ax.label_outer()
+            ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes[0].set_title(family if len(families) > 1 else "")
     fig.draw_without_rendering()
     for family, (_, ax) in zip(families, grid, strict=True):
@@ -382,51 +362,55 @@ def tradeoff(
         return _nothing(records, save)
     groups = have.groupby("system", sort=False)
     points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    fig = _figure(5.2, _of(have))
+    fig = _figure(5.2, f"{_of(have)} · grey line: the best for at most that cost")
     ax = fig.subplots()
-    for (*at, name), (_, own) in zip(points, groups, strict=True):
-        look = {"color": color(name), "marker": HOSTS[host(name)][0], "ms": 8.5, "mec": "white"}
-        ax.errorbar(*at, interval(own["top1"]), elinewidth=1.2, **look)
     best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
-    ax.step(*np.array([p[:2] for p in best]).T, where="post", color="0.82", lw=1.5, zorder=0)
+    steps = np.repeat([p[:2] for p in best], 2, axis=0)
+    ax.plot(steps[1:, 0], steps[:-1, 1], color="0.82", zorder=0)
+    for (at, mean, name), (_, own) in zip(points, groups, strict=True):
+        ax.plot([at, at], _band(own["top1"]), color=color(name), lw=1.2)
+        ax.plot(at, mean, HOSTS[host(name)][0], color=color(name), ms=8.5, mec="white")
     ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES["top1"])
     ax.margins(0.1, 0.08)
     if max(points)[0] > 10 * min(points)[0]:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(_thousands if x != "flops" else EngFormatter())
+    ax.xaxis.set_major_formatter(EngFormatter() if x == "flops" else "{x:,.0f}")
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     _legends(ax, [name for *_, name in points])
     fig.draw_without_rendering()
-    _label_points(ax, points)
+    _label_points(ax, [(*at, name, color(name)) for *at, name in points])
     _finish(fig, save)
 
 
 def cost(
     costs: pd.DataFrame,
     save: str | Path | None = None,
-    caption: str = "the mechanism alone · one image · a multiply-add counts as 2",
+    caption: str = "the mechanism alone, one image, 2 FLOPs a multiply-add · ring: same as softmax",
 ) -> None:
     """FLOPs against tokens for each mechanism, with a ring where one crosses softmax."""
     table = costs.pivot_table(index="tokens", columns="mechanism", values="flops")
-    lines = {name: table[name].dropna() for name in PALETTE if name in table}
     fig = _figure(4.4, caption)
     ax = fig.subplots()
-    for name, line in lines.items():
-        ax.plot(line, color=PALETTE[name], marker="o", ms=4, lw=2.6 if name == "softmax" else 1.8)
-    ax.set(xlabel="tokens", ylabel=QUANTITIES["flops"], xscale="log", yscale="log")
-    ax.set_xticks(table.index[::2], [f"{n:,}" for n in table.index[::2]])
+    ends, rings = [], []
+    for mechanism, line in table.items():
+        name, tint = _look(mechanism)
+        line = line.dropna()
+        width = 2.6 if mechanism == "softmax" else 1.8
+        ax.plot(line, color=tint, marker="o", ms=4, lw=width)
+        ends.append((line.index[-1], line.iloc[-1], name, tint))
+        for at in crossings(table.get("softmax", table[mechanism]), table[mechanism]):
+            ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
+            rings.append((*at, f"{float(f'{at[0]:.2g}'):,.0f} tokens", tint))
+    ticks = table.index[:: math.ceil(len(table) / 8)]
+    ax.set(xlabel="tokens", ylabel="FLOPs", xscale="log", yscale="log")
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(EngFormatter())
-    for name, line in lines.items():
-        for at in crossings(lines["softmax"], line) if "softmax" in lines else ():
-            ax.plot(*at, "o", ms=12, mfc="none", mec=PALETTE[name], mew=1.8)
-            text = f"{NAMES[name]} crosses at\n{float(f'{at[0]:.2g}'):,.0f} tokens"
-            look = {"textcoords": "offset points", "ha": "right", "color": _ink(PALETTE[name])}
-            ax.annotate(text, at, (-9, 7), **look)
+    ax.yaxis.set(major_formatter=EngFormatter(), minor_locator=NullLocator())
     fig.draw_without_rendering()
-    ends = [(line.index[-1], line.iloc[-1], name) for name, line in lines.items()]
-    _label_ends(ax, [(*at, NAMES[name], PALETTE[name]) for *at, name in ends])
+    _label_points(ax, rings)
+    _label_ends(ax, ends)
     _finish(fig, save)
 
 
@@ -454,9 +438,17 @@ def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1)
 
 
 def _figure(height: float, caption: str) -> Figure:
-    fig = Figure((WIDTH, height), layout="constrained")  # no pyplot: nothing to close
+    fig = Figure((WIDTH, height))  # no pyplot: nothing to close
+    fig.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
     fig.supxlabel(caption, x=0.01, ha="left", size=SMALL, color=GREY)
     return fig
+
+
+def _panels(fig: Figure, rows: int, columns: int) -> list[Axes]:
+    axes = fig.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for ax in axes:
+        ax.axis("off")
+    return axes
 
 
 def _finish(fig: Figure, save: str | Path | None) -> None:
@@ -490,12 +482,13 @@ def _of(records: pd.DataFrame) -> str:
     """The caption of records: their profile, dataset, seeds and recipe."""
     seeds = sorted(set(records.groupby("system").size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
-    profile, dataset, recipe = (
+    profile, data, recipe = (
         " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
     )
-    many = "" if number == "1" else "s: mean and 95 % interval"
-    data = DATASETS.get(dataset, dataset)
-    return f"{profile} profile · {data} · {number} seed{many} · recipe {recipe}"
+    seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
+    parts = f"{profile} profile", DATASETS.get(data, data), f"{number} {seed}", f"recipe {recipe}"
+    stale = ["some stale"] if "stale" in set(records["status"]) else []
+    return " · ".join([*parts, *stale])
 
 
 def _pixels(batch: Tensor) -> np.ndarray:
@@ -506,63 +499,70 @@ def _pixels(batch: Tensor) -> np.ndarray:
     return batch.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
+def _look(mechanism: str) -> tuple[str, str]:
+    """How a mechanism is written, and its colour; a reader's own ones share one."""
+    known = mechanism in PALETTE
+    name = NAMES.get(mechanism, mechanism.capitalize() if known else mechanism)
+    return name, PALETTE.get(mechanism, YOURS)
+
+
 def _ink(color: str) -> tuple[float, ...]:
     """A colour dark enough for text."""
     return tuple(0.72 * part for part in to_rgb(color))
 
 
-@FuncFormatter
-def _thousands(value: float, _: int) -> str:
-    return f"{value:,.0f}"
-
-
 def _legends(ax: Axes, names: list[str]) -> None:
     """A line of colours and, where hosts differ, one of markers above the axes."""
     mixers, hosts = {system(name).token_mixer for name in names}, {host(name) for name in names}
-    looks = [[("o", PALETTE[m], NAMES[m]) for m in PALETTE if m in mixers]]
-    looks += [[(HOSTS[h][0], "0.5", h) for h in HOSTS if h in hosts]] if len(hosts) > 1 else []
-    for line, look in enumerate(reversed(looks)):
-        handles = [Line2D([], [], ls="", marker=m, color=c, label=text) for m, c, text in look]
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1 + 0.065 * line), "ncols": 6}
-        gaps = {"handletextpad": 0.1, "columnspacing": 1.2, "borderpad": 0}
-        ax.add_artist(ax.legend(handles=handles, frameon=False, **place, **gaps))
+    looks = [[(HOSTS[h][0], "0.5", h) for h in HOSTS if h in hosts]] if len(hosts) > 1 else []
+    looks += [[("o", PALETTE[m], _look(m)[0]) for m in PALETTE if m in mixers]]
+    for line, look in enumerate(looks):
+        handles = [Line2D([], [], ls="", marker=marker, color=tint) for marker, tint, _ in look]
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line), "ncols": 6}
+        place |= {"handletextpad": 0.1, "columnspacing": 0.9, "borderpad": 0, "frameon": False}
+        legend = Legend(ax, handles, [name for *_, name in look], **place)
+        ax.add_artist(legend).set_clip_on(False)
 
 
 def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Names right of the axes, each tied to the end (x, y) of its line."""
     frame = ax.get_window_extent()
     heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
-    line = 1.25 * mpl.rcParams["font.size"] * ax.figure.dpi / 72 / frame.height
+    line = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / frame.height
     for (*at, name, tint), height in zip(ends, spread(heights, line), strict=True):
         tie = {"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "relpos": (0, 0.5)}
         look = {"textcoords": "axes fraction", "va": "center", "color": _ink(tint)}
         ax.annotate(name, at, (1.04, height), arrowprops=tie, annotation_clip=False, **look)
 
 
-def _label_points(ax: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Names close to their points (x, y), off all points and each other."""
+def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
+    """Texts close to their points (x, y), off all that is drawn and each other."""
     point = ax.figure.dpi / 72
     frame = ax.get_window_extent()
-    spots = ax.transData.transform([p[:2] for p in points])
-    taken = [Bbox.from_extents(*(spot - 5 * point), *(spot + 5 * point)) for spot in spots]
-    around = [(d, a) for d in (8, 14, 21, 30, 42) for a in np.arange(0, 2 * np.pi, np.pi / 8)]
-    for spot, (*at, name) in zip(spots, points, strict=True):
-        look = {"ha": "center", "va": "center", "size": 9.5, "color": _ink(color(name))}
-        tie = {"arrowstyle": "-", "color": color(name), "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+    drawn, texts = [], []
+    for line in ax.get_lines():
+        ends = ax.transData.transform(line.get_xydata())
+        spots = Curve(ends[np.isfinite(ends).all(1)]).interpolated(12).vertices
+        drawn += [Bbox([spot - 5 * point, spot + 5 * point]) for spot in spots]
+    around = [
+        (d, a) for d in (8, 14, 21, 30, 42, 58, 80) for a in np.arange(0, 2 * np.pi, np.pi / 8)
+    ]
+    for *at, name, tint in points:
+        spot = ax.transData.transform(at)
+        look = {"ha": "center", "va": "center", "color": _ink(tint)}
+        tie = {"arrowstyle": "-", "color": tint, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
         offset = {"xytext": (0, 0), "textcoords": "offset points", "in_layout": False}
         text = ax.annotate(name, at, arrowprops=tie, **offset, **look)
         size = np.array(Text.get_window_extent(text).size)
-
-        def box(distance, angle, spot=spot, size=size):
-            way = np.array([np.cos(angle), np.sin(angle)])
-            middle = spot + way * (size / 2 + distance * point)
-            return Bbox.from_extents(*(middle - size / 2), *(middle + size / 2))
-
-        def clashes(try_, box=box):
-            inside = frame.containsx(box(*try_).x0) and frame.containsx(box(*try_).x1)
-            return box(*try_).count_overlaps(taken) + (not inside)
-
-        best = min(around, key=clashes)
-        taken.append(box(*best))
-        text.xyann = (np.mean(taken[-1].get_points(), 0) - spot) / point
-        text.arrow_patch.set_visible(best[0] > 8)
+        ways = [np.array([np.cos(a), np.sin(a)]) * (size / 2 + d * point) for d, a in around]
+        boxes = [Bbox([spot + way - size / 2, spot + way + size / 2]) for way in ways]
+        clashes = [
+            box.count_overlaps(drawn)
+            + 9 * box.count_overlaps(texts)
+            + 9 * (not all(frame.contains(*corner) for corner in box.corners()))
+            for box in boxes
+        ]
+        best = np.argmin(clashes)  # the first of equals is the nearest
+        texts.append(boxes[best].padded(1.5 * point))
+        text.xyann = ways[best] / point
+        text.arrow_patch.set_visible(around[best][0] > 8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from vixlib.data import Dataset, augment, normalise
 from vixlib.errors import BadInput, CheckpointError
@@ -56,10 +57,13 @@ def fit(
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
         order = order.to(device)
-        while state["step"] < math.ceil(count / batch):
+        epoch = f"epoch {state['epoch'] + 1}/{epochs}"
+        # at a terminal only; in a log, `report` writes its line an epoch
+        remaining = range(state["step"], math.ceil(count / batch))
+        for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
             check(deadline)
-            torch.manual_seed(100_000 * epoch_seed + state["step"])
-            chosen = order[state["step"] * batch :][:batch]
+            torch.manual_seed(100_000 * epoch_seed + step)
+            chosen = order[step * batch :][:batch]
             images, labels = data.train_images[chosen], data.train_labels[chosen]
             images = normalise(augment(images) if augmented else images)
             with autocast(device, precision):
@@ -70,7 +74,7 @@ def fit(
             optimizer.step()
             correct = (scores.detach().argmax(1) == labels).sum()
             state["sums"] += torch.stack([loss.detach() * len(labels), correct])
-            state["step"] += 1
+            state["step"] = step + 1
 
     count = len(data.train_images)
     try:

@@ -1,0 +1,106 @@
+"""The command line: what it prints, and one clear line for what it cannot do."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vixlib.__main__ import main
+
+TINY = ["--set", "epochs=1", "--set", "train_images=128"]
+
+
+def test_list_names_every_system(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21
+    assert lines[1].split() == ["ViT", "661,770", "1,024", "3,227.3"]
+
+
+def test_train_writes_a_record_once(root, capsys):
+    command = ["train", "ViP", "--profile", "quick", *TINY]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/1" in out
+    path = root / "build/quick/records/ViP.digits.fair.seed0.epochs=1.train_images=128.json"
+    assert json.loads(path.read_text())["epochs"] == 1
+    before = path.read_bytes()
+    assert main(command) == 0
+    assert "--again" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def test_a_queue_goes_on_where_it_stopped(root, capsys):
+    command = ["train", "--queue", "quick", "--workers", "1", *TINY]
+    assert main([*command, "--minutes", "0.00001"]) == 0
+    assert not list(root.glob("build/quick/records/*"))
+    calls = 0
+    while len(list(root.glob("build/quick/records/*.json"))) < 20:
+        assert main([*command, "--minutes", "0.1"]) == 0
+        calls += 1
+        assert calls < 60
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("recorded in") == 20
+
+
+def test_predict_reads_an_image(root, tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    picture = tmp_path / "digit.png"
+    Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(picture)
+    assert main(["predict", "FNet", str(picture), "--profile", "quick"]) == 2
+    assert "train them: vix train FNet" in capsys.readouterr().err
+    from vixlib.experiments import Run, perform
+
+    run = Run("FNet", "quick", overrides=(("epochs", 1), ("train_images", 128)))
+    perform(run)
+    run.weights.rename(Run("FNet", "quick").weights)
+    assert main(["predict", "FNet", str(picture), "--profile", "quick"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main(["predict", "FNet", str(tmp_path / "none.png"), "--profile", "quick"]) == 2
+    assert "cannot read the image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "ViX"], "unknown system 'ViX'"),
+        (["train", "vit"], "did you mean ViT?"),
+        (["train", "ViT", "--profile", "fast"], "legal: quick, laptop, paper"),
+        (["train", "--queue", "fast"], "legal: quick, laptop, paper"),
+        (["train", "ViT", "--recipe", "best"], "legal: fair, as-released"),
+        (["train"], "name systems, or a profile with --queue"),
+        (["train", "ViT", "--queue", "quick"], "name systems, or a profile with --queue"),
+        (["train", "ViT", "--seed", "-1"], "seed: expected at least 0, got -1"),
+        (["train", "ViT", "--set", "epochs"], "expected NAME=VALUE, got 'epochs'"),
+        (["train", "ViT", "--set", "epochs=0"], "epochs: expected"),
+        (["train", "ViT", "--set", "patch_size=3"], "32 is not divisible by patch_size 3"),
+        (["train", "ViT", "--set", "precision=int8"], "legal: float32, bfloat16"),
+        (["train", "ViT", "--minutes", "0"], "--minutes: expected more than 0"),
+        (["train", "ViT", "--workers", "0"], "--workers: expected at least 1"),
+        (["train", "ViT", "--device", "tpu9"], "device 'tpu9'"),
+        (["train", "ViT", "--data", "/nowhere"], "no CIFAR-10 in /nowhere"),
+        (["reproduce", "--profile", "fast"], "legal: quick, laptop, paper"),
+        (["reproduce", "--profile", "quick", "--write"], "legal: laptop"),
+        (["list", "--profile", "fast"], "legal: quick, laptop, paper"),
+    ],
+)
+def test_bad_input_is_one_line(root, capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("vix: ")
+    assert error.count("\n") == 1
+    assert not [path for path in root.rglob("*") if path.is_file()]
+
+
+def test_the_module_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "vixlib", "train", "ViT", "--profile", "?"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

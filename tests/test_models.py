@@ -1,0 +1,229 @@
+"""Every named system has its exact size, one swap, and no sample that sees another."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from vixlib import build, measure, systems
+from vixlib.attention import Grid, Mechanism, Nystrom, Performer, Softmax, attention_maps
+from vixlib.errors import BadInput
+from vixlib.experiments import published
+from vixlib.layers import MultiHead, Rotary
+from vixlib.models.zoo import LETTERS, SYSTEMS
+
+SIZES = {  # the released code's, less the position tables that it never uses
+    **dict(zip(("ViT", "ViL", "ViP", "ViN"), (661_770, 809_482, 663_306, 662_298), strict=True)),
+    "ViT-RoPE": 530_570,
+    "ViL-RoPE": 727_434,
+    "ViP-RoPE": 532_106,
+    "ViN-RoPE": 531_098,
+    "HybridViT": 754_506,
+    "HybridViL": 951_370,
+    "HybridViP": 756_042,
+    "HybridViN": 755_034,
+    "HybridViT-RoPE": 623_306,
+    "HybridViL-RoPE": 820_170,
+    "HybridViP-RoPE": 624_842,
+    "HybridViN-RoPE": 623_834,
+    "FNet": 399_114,
+    "HybridFNet": 491_850,
+    "MLPMixer": 8_533_002,
+    "HybridMLPMixer": 8_625_738,
+}
+SMALL = {"image_size": 16, "patch_size": 2, "dim": 64, "depth": 2}
+UNUSED_TABLE = {"ViT-RoPE", "ViL-RoPE", "HybridViT-RoPE", "HybridViL-RoPE"}
+
+
+def images(*size, batch=4, dtype=torch.float64):
+    return torch.randn(batch, 3, *(size or (16, 16)), dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def meta(name, **settings):
+    with torch.device("meta"):
+        return build(name, **settings)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_exact_size(name):
+    assert measure.parameters(meta(name)) == SIZES[name]
+
+
+def test_all_are_tested():
+    assert list(SIZES) == systems()
+
+
+def test_sizes_are_the_released_ones():
+    rows = published().query("dataset == 'cifar10' and quantity == 'parameters_released'")
+    released = rows.set_index("system")["value"].astype(int)
+    assert len(released.index.intersection(list(SIZES))) == 18  # all but the mixers
+    for name in released.index.intersection(list(SIZES)):
+        assert SIZES[name] == released[name] - (131_200 if name in UNUSED_TABLE else 0)
+
+
+@pytest.mark.parametrize("name", ["ViT", "ViP", "HybridViT", "FNet", "HybridFNet"])
+def test_flops_are_those_of_the_released_code(name):
+    rows = published().query("system == @name and quantity == 'mmacs_released'")
+    flops = measure.flops(partial(build, name), (1, 3, 32, 32))
+    assert flops / 2e6 == pytest.approx(float(rows["value"].iloc[0]), abs=0.01)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("gain", [1, 2])
+def test_no_sample_sees_another(name, gain):
+    model = build(name, **SMALL).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= gain
+        x = images()
+        alone = model(x[:1])
+        beside = [model(x)[:1], model(torch.cat([x[:1], 1e3 * x[1:]]))[:1]]
+    for scores in beside:
+        assert ((scores - alone).abs().max() / alone.abs().max()).item() < 1e-10
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_no_sample_sees_another_in_float32(name):
+    model, x = build(name, **SMALL).eval(), images(dtype=torch.float32)
+    with torch.no_grad():
+        assert ((model(x)[:1] - model(x[:1])).abs().max() / model(x).abs().max()).item() < 1e-5
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_parameter_learns(name):
+    model = build(name, **SMALL)
+    model(images(dtype=torch.float32)).square().sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_rectangles_other_patches_and_classes(name):
+    model = build(name, image_size=(16, 32), patch_size=2, dim=64, depth=1, classes=7)
+    assert model(images(16, 32, dtype=torch.float32)).shape == (4, 7)
+
+
+def test_one_argument_swaps_the_attention():
+    for row in SYSTEMS.values():
+        if row.mechanism is None:
+            continue
+        for letter, mechanism in LETTERS.items():
+            sibling = row.family.format(letter)
+            models = []
+            for made in (
+                partial(build, row.name, attention=mechanism),
+                partial(build, sibling),
+            ):
+                torch.manual_seed(0)
+                models.append(made(**SMALL))
+            a, b = (model.state_dict() for model in models)
+            assert list(a) == list(b)
+            assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_class_or_a_partial_gives_its_own_defaults():
+    class Mean(Mechanism):
+        def mix(self, q, k, v):
+            return v.mean(-2, keepdim=True).expand(-1, -1, q.shape[-2], -1)
+
+    x = images(dtype=torch.float32)
+    for name in systems():
+        if SYSTEMS[name].mechanism is None:
+            with pytest.raises(BadInput, match="no attention to replace"):
+                build(name, attention=Mean, **SMALL)
+            continue
+        for mechanism in (Mean, Performer, partial(Nystrom, landmarks=7)):
+            model = build(name, attention=mechanism, **SMALL)
+            kind = getattr(mechanism, "func", mechanism)
+            made = [m for m in model.modules() if isinstance(m, Mechanism)]
+            assert [type(m) for m in made] == [kind] * 2
+            assert model(x).shape == (4, 10)
+    assert made[0].reduced == 7
+
+
+def test_defaults_are_the_papers_setting():
+    model = build("ViN")
+    mechanisms = [m for m in model.modules() if isinstance(m, Mechanism)]
+    assert len(mechanisms) == 4
+    assert {(m.heads, m.dim_head, m.reduced, m.queries.tokens) for m in mechanisms} == {
+        (4, 32, 64, 1025)
+    }
+    small = build("ViN", image_size=28, patch_size=4, dim=64, depth=1)
+    assert [type(m) for m in small.modules() if isinstance(m, Mechanism)] == [Softmax]
+
+
+def test_rotary_keeps_lengths_and_sees_only_distances():
+    rotary = Rotary(32, Grid(8, 8, 1)).double()
+    q, k = torch.randn(2, 1, 1, 1, 32, dtype=torch.float64).expand(2, 1, 1, 65, 32)
+    assert torch.allclose(rotary(q).norm(dim=-1), q.norm(dim=-1))
+    scores = (rotary(q) @ rotary(k).mT)[0, 0]
+    for distance in (-7, 0, 3):
+        diagonal = scores.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4)
+
+
+def test_rotary_turns_queries_and_keys_only():
+    model = build("ViL-RoPE", **SMALL)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, MultiHead):
+            x = torch.randn(2, 65, 64)
+            module.mechanism.register_forward_pre_hook(lambda m, qkv: seen.append(qkv))
+            module(x)
+            k = module.k(x).unflatten(-1, (2, 32)).transpose(1, 2)
+            assert torch.equal(seen[-1][2], k)
+            assert not torch.allclose(seen[-1][1], k)
+    assert len(seen) == 2
+
+
+def test_attention_maps_of_a_model():
+    x = images(dtype=torch.float32)
+    for name in ("ViT", "HybridViL", "ViP-RoPE", "ViN"):
+        maps = attention_maps(build(name, **SMALL), x)
+        assert [m.shape for m in maps] == [(4, 2, 65, 65)] * 2
+    assert attention_maps(build("FNet", **SMALL), x) == []
+    rows = attention_maps(build("ViT", **SMALL), x)[0].sum(-1)
+    assert torch.allclose(rows, torch.ones_like(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ViX", {}, "unknown system 'ViX'.*legal: ViT, ViL"),
+        ("VIN", {}, r"did you mean"),
+        ("ViT", {"image_size": 33, "patch_size": 2}, "33 is not divisible by patch_size 2"),
+        ("ViT", {"image_size": (32, 33), "patch_size": 2}, "not divisible"),
+        ("ViT", {"classes": 0}, "classes: expected at least 1, got 0"),
+        ("ViT", {"depth": 0}, "depth: expected at least 1"),
+        ("ViT", {"dim": 100}, "multiple of the head width 32, got 100"),
+        ("ViT", {"patch_size": 0}, "patch_size: expected at least 1"),
+        ("ViT", {"image_size": -32}, "image_size: expected at least 1"),
+        ("ViT", {"attention": "nyström"}, "legal: softmax, linformer, performer, nystrom"),
+        ("ViT", {"attention": partial(Nystrom, landmarks=1025)}, "at most 1024"),
+        ("HybridViT", {"patch_size": 16}, "expected 1, 2, 4 or 8 with convolutions, got 16"),
+        ("FNet", {"attention": "softmax"}, "FNet has no attention to replace"),
+    ],
+)
+def test_bad_input_is_one_clear_line(name, settings, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        build(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"classes": 2.5}, {"patch_size": "2"}, {"image_size": None}, {"heads": 3}]
+)
+def test_wrong_types_are_type_errors(settings):
+    with pytest.raises(TypeError):
+        build("ViT", **settings)
+
+
+def test_wrong_images_are_named():
+    model = build("MLPMixer", **SMALL)
+    with pytest.raises(BadInput, match=r"\(batch, 3, 16, 16\), got \(4, 3, 32, 32\)"):
+        model(images(32, 32, dtype=torch.float32))

@@ -1,0 +1,290 @@
+"""What a reader sees: tables hold what records say, figures are drawn whole and always alike."""
+
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from vixlib import ROOT, experiments, show, systems
+from vixlib.attention import Grid, Performer
+from vixlib.errors import BadInput
+from vixlib.models.zoo import SYSTEMS
+
+
+def record(name, seed=0, top1=40.0, **other):
+    curve = [
+        {"epoch": e, "loss": 2 - 0.1 * e, "train_accuracy": top1, "top1": top1 - 3 + e}
+        for e in (1, 2, 3)
+    ]
+    known = {"system": name, "seed": seed, "top1": top1, "curve": curve, "status": "read"}
+    known |= {"dataset": "cifar10", "profile": "laptop", "recipe": "fair", "flops": 1_234_567_890}
+    known |= {"parameters": 662_298, "peak_memory_mb": 1234.5, "command": f"vix train {name}"}
+    return known | {"seconds_per_epoch": 12.0} | other
+
+
+def missing(name, seed=0):
+    keys = "system", "seed", "dataset", "profile", "recipe", "command"
+    known = record(name, seed)
+    return {key: known[key] for key in keys} | {"status": "missing"}
+
+
+@pytest.fixture
+def logs(monkeypatch):
+    rows = [("ViT", "cifar10", "top1_best", "56.82"), ("ViT", "cifar10", "top1_last", "54.92")]
+    rows += [("ViL", "cifar10", "top1_best", "50.65"), ("ViT", "tiny-imagenet", "top1_best", "9")]
+    table = pd.DataFrame(rows, columns=["system", "dataset", "quantity", "value"])
+    monkeypatch.setattr(experiments, "published", lambda: table)
+
+
+def row(table, name):
+    return table.loc[name].to_dict()
+
+
+# ---- tables ----
+
+
+def test_one_seed_shows_no_spread(logs):
+    table = show.results(pd.DataFrame([record("ViT", top1=43.21)]))
+    assert table.columns.name == "system"
+    assert row(table, "ViT") == {
+        "logged": "56.82",
+        "ours": "43.2",
+        "difference": "−13.6",
+        "parameters": "662,298",
+        "MFLOPs": "1,235",
+        "peak MB": "1,234",
+        "status": "",
+    }
+
+
+def test_several_seeds_show_the_t_interval_and_their_number(logs):
+    table = show.results(pd.DataFrame([record("ViT", s, t) for s, t in enumerate((40, 42, 44))]))
+    # t(2 degrees of freedom, 97.5 %) = 4.3027; the standard deviation is 2
+    assert row(table, "ViT")["ours"] == f"42.0 ± {4.3027 * 2 / math.sqrt(3):.1f} (3)"
+    assert row(table, "ViT")["difference"] == "−14.8"
+
+
+def test_missing_and_stale_are_told(logs):
+    rows = [record("ViT", status="stale"), missing("ViN"), record("ViL"), missing("ViL", 1)]
+    table = show.results(pd.DataFrame(rows))
+    assert list(table.index) == ["ViT", "ViN", "ViL"]
+    assert list(table["status"]) == ["stale", "vix train ViN", "vix train ViL"]
+    assert set(row(table, "ViN").values()) == {"", "vix train ViN"}
+    assert row(table, "ViL")["ours"] == "40.0"
+
+
+def test_results_without_any_record(logs):
+    table = show.results(pd.DataFrame([missing("ViT"), missing("ViN")]))
+    assert list(table["ours"]) == ["", ""]
+    assert row(table, "ViT")["logged"] == "56.82"
+    assert list(table["status"]) == ["vix train ViT", "vix train ViN"]
+
+
+def test_a_system_without_a_log_has_no_difference(logs):
+    table = show.results(pd.DataFrame([record("ViN")]))
+    assert (table.loc["ViN", ["logged", "difference"]] == "").all()
+
+
+def test_like_is_compared_with_like(logs):
+    """As released, the best epoch on the test set stands beside the last one."""
+    records = pd.DataFrame([record("ViT", top1=54.0, top1_best=57.0, recipe="as-released")])
+    best, last = show.results(records), show.results(records, quantity="top1_last")
+    assert row(best, "ViT")["ours best"] == "57.0"
+    assert row(best, "ViT")["difference"] == "+0.2"
+    assert "ours best" not in last
+    assert row(last, "ViT")["difference"] == "−0.9"
+
+
+def test_the_real_log_is_read():
+    assert show.results(pd.DataFrame([record("ViT")])).loc["ViT", "logged"] == "56.82"
+
+
+def test_plan():
+    table = show.plan(experiments.runs(["ViT", "ViN"], "laptop", seeds=2))
+    assert len(table) == 4
+    first = table.iloc[0].to_dict()
+    assert (first["system"], first["dataset"], first["seed"]) == ("ViT", "CIFAR-10", 0)
+    assert (first["tokens"], first["epochs"], first["recipe"]) == ("256", 6, "fair")
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_machine_says_what_a_profile_means(profile):
+    table = show.machine(profile)
+    assert table.loc["profile", ""] == profile
+    assert "CIFAR-10" in table.loc["images", ""] or profile == "quick"
+
+
+def test_machine_refuses_an_unknown_profile():
+    with pytest.raises(BadInput, match="quick, laptop, paper"):
+        show.machine("labtop")
+
+
+# ---- text ----
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    seen = []
+    monkeypatch.setattr(show, "_display", seen.append)
+    return seen
+
+
+def test_guess_hides_its_answer(shown):
+    assert show.guess(1025**2) is None
+    html = shown[0].data
+    assert "1,050,625" in html
+    summary, answer = re.search(r"<summary>(.*)</summary>(.*)</details>", html).groups()
+    assert "1,050,625" in answer
+    assert "1,050,625" not in summary
+    assert "<details class" in html  # closed: no `open`
+    assert ":hover" in html
+    assert ":focus-within" in html
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "True"), ("a < b", "a &lt; b"), (0.5, "0.5")])
+def test_guess_shows_any_answer(shown, value, text):
+    show.guess(value)
+    assert f"<strong>{text}</strong>" in shown[0].data
+
+
+def test_source_is_the_library_s_own(shown):
+    show.source(Performer, Performer.mix)
+    whole, method = (markdown.data for markdown in shown)
+    assert whole.startswith("```python\nclass Performer(Mechanism):")
+    assert method.startswith("```python\ndef mix(self")
+    for text in (whole, method):
+        assert text.endswith("```\n<sub>vixlib/attention.py</sub>")
+        assert str(ROOT) not in text
+
+
+def test_the_library_works_without_ipython():
+    code = "import sys; sys.modules['IPython'] = None; import vixlib.show as s; s.crossings"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# ---- figures ----
+
+
+def test_every_system_has_a_colour_and_a_host():
+    mixers = {row.token_mixer for row in SYSTEMS.values()}
+    assert mixers == set(show.PALETTE)
+    assert len({*show.PALETTE.values(), show.YOURS}) == len(show.PALETTE) + 1
+    assert {show.host(name) for name in systems()} == set(show.HOSTS)
+    for looks in zip(*show.HOSTS.values(), strict=True):
+        assert len(set(looks)) == len(show.HOSTS)
+    assert show.color("HybridViN-RoPE") == show.color("ViN") == show.PALETTE["nystrom"]
+
+
+GRID = Grid(4, 4, 1)
+MAPS = {"softmax": torch.rand(17, 17), "nystrom": torch.randn(17, 17), "mine": torch.rand(17, 17)}
+COSTS = pd.DataFrame(
+    [(n, m, f(n)) for n in (64, 256, 1024) for m, f in {"softmax": lambda n: n * n}.items()]
+    + [(n, "performer", 300 * n) for n in (64, 256, 1024)]
+    + [(n, "mine", 7 * n) for n in (256, 1024)],
+    columns=["tokens", "mechanism", "flops"],
+)
+RECORDS = pd.DataFrame([record(name, top1=30.0 + i) for i, name in enumerate(systems())])
+SEEDS = pd.DataFrame([record(name, s, 40.0 + s) for name in ("ViT", "ViN") for s in range(3)])
+PARTLY = pd.DataFrame([record("ViT", status="stale"), missing("ViN")])
+NONE = pd.DataFrame([missing("ViT")])
+PICTURE = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
+PLOTS = {
+    "images": lambda save: show.images(PICTURE.expand(12, 3, 16, 16), range(12), save=save),
+    "images, normalised": lambda save: show.images(torch.rand(2, 3, 8, 8) * 2 - 1, save=save),
+    "tokens": lambda save: show.tokens(PICTURE, 4, save=save),
+    "tokens, no CLS": lambda save: show.tokens(PICTURE, 1, cls=False, save=save),
+    "maps": lambda save: show.attention_maps(MAPS, GRID, save=save),
+    "maps of a query": lambda save: show.attention_maps(MAPS, GRID, query=(1, 2), save=save),
+    "curves": lambda save: show.curves(RECORDS, save=save),
+    "curves of seeds": lambda save: show.curves(SEEDS, "train_accuracy", save=save),
+    "curves, partly": lambda save: show.curves(PARTLY, save=save),
+    "curves, none": lambda save: show.curves(NONE, save=save),
+    "curves, nothing": lambda save: show.curves(pd.DataFrame(), save=save),
+    "tradeoff": lambda save: show.tradeoff(RECORDS, save=save),
+    "tradeoff of FLOPs": lambda save: show.tradeoff(SEEDS, "flops", save=save),
+    "tradeoff, none": lambda save: show.tradeoff(NONE, save=save),
+    "cost": lambda save: show.cost(COSTS, save=save),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_is_one_png(name, tmp_path):
+    plot, file = PLOTS[name], tmp_path / "new" / "00_plot.png"
+    assert plot(file) is None
+    with Image.open(file) as png:
+        assert png.format == "PNG"
+        assert png.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert "Software" not in png.info
+        assert png.width == 1400
+        edge = np.asarray(png.convert("L"))
+        assert edge.min() < 200
+        assert min(edge[[0, -1]].min(), edge[:, [0, -1]].min()) > 250  # nothing reaches the edge
+    assert [path.name for path in file.parent.iterdir()] == ["00_plot.png"]
+
+
+@pytest.mark.parametrize("name", ["curves of seeds", "tradeoff", "cost"])
+def test_a_figure_is_the_same_bytes_each_time(name, tmp_path):
+    for i in range(2):
+        PLOTS[name](tmp_path / f"{i}.png")
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+
+
+def test_a_plot_is_displayed_once_and_only_in_a_notebook(shown, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    show.cost(COSTS)
+    assert not shown
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    show.cost(COSTS)
+    assert len(shown) == 1
+    assert shown[0].data.startswith(b"\x89PNG")
+
+
+def test_only_png(tmp_path):
+    with pytest.raises(BadInput, match=r"\.png"):
+        show.cost(COSTS, save=tmp_path / "cost.svg")
+
+
+def test_captions_tell_seeds_and_staleness():
+    assert show._of(RECORDS) == "laptop profile · CIFAR-10 · 1 seed · recipe fair"
+    assert "· 3 seeds: mean and 95 % interval ·" in show._of(SEEDS)
+    assert show._of(PARTLY[:1]).endswith("some stale")
+
+
+def test_spread_keeps_order_distance_and_bounds():
+    places = [0.5, 0.51, 0.9, 0.49, 1.2]
+    moved = show.spread(places, 0.1)
+    assert list(np.argsort(moved)) == list(np.argsort(places))
+    assert np.diff(np.sort(moved)).min() > 0.1 - 1e-9
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert show.spread([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
+
+
+def test_labels_do_not_overlap(monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    draw = np.random.default_rng(0)
+    for _ in range(5):  # twenty points, crowded at low costs
+        cost, top1 = draw.lognormal(4.5, 0.4, len(RECORDS)), draw.uniform(38, 55, len(RECORDS))
+        show.tradeoff(RECORDS.assign(peak_memory_mb=cost, top1=top1))
+    show.curves(RECORDS)
+    for fig in figures:
+        fig.draw_without_rendering()
+        for ax in fig.axes:
+            boxes = [show.Text.get_window_extent(text).padded(-1) for text in ax.texts]
+            for i, box in enumerate(boxes):
+                assert not box.count_overlaps(boxes[:i])
+
+
+def test_crossings_are_found_between_points():
+    n = np.array([16.0, 64, 256, 1024])
+    square, line = pd.Series(n**2, n), pd.Series(100 * n, n)
+    assert show.crossings(square, line) == [pytest.approx((100, 10_000))]
+    assert show.crossings(square, square) == []

@@ -1,0 +1,94 @@
+"""Everything in one go: train what is missing, execute every notebook, say where it all lies."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import papermill
+from jupyter_client.manager import AsyncKernelManager
+
+from vixlib import ROOT, experiments, readme
+from vixlib.errors import one_of
+from vixlib.experiments import PROFILES, Run
+
+DEFAULT = "laptop"  # the profile that the committed notebooks show
+
+
+def reproduce(
+    profile: str,
+    todo: list[Run],
+    *,
+    workers: int = 1,
+    folder: str | Path | None = None,
+    write: bool = False,
+) -> None:
+    """Train `todo`, then execute all notebooks with this profile into build/<profile>/notebooks/.
+
+    With `write` the executed notebooks of the default profile replace the committed ones, and
+    README's table is rendered.
+    """
+    one_of("profile", profile, [DEFAULT] if write else PROFILES)
+    began = time.monotonic()
+    if todo:
+        print(f"training {len(todo)} runs, {workers} side by side", flush=True)
+        experiments.perform_all(todo, workers=workers, folder=folder, done=_say)
+    trained = time.monotonic()
+    executed = ROOT / "build" / profile / "notebooks"
+    seconds = execute(sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), executed, profile)
+    for name, took in seconds.items():
+        print(f"{name:32}{took:6.0f} s")
+    if write:
+        for name in seconds:
+            _strip(executed / name, ROOT / "notebooks" / name)
+        readme.render()
+    print(f"training   {trained - began:5.0f} s  {experiments.records_folder(profile)}")
+    print(f"notebooks  {time.monotonic() - trained:5.0f} s  {executed}")
+    print(f"figures             {experiments.figures(profile)}")
+
+
+def execute(notebooks: Iterable[Path], folder: Path, profile: str) -> dict[str, float]:
+    """Execute notebooks with papermill, two at a time in this process; seconds by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels: equal output on every machine
+
+    def one(notebook: Path) -> tuple[str, float]:
+        began = time.monotonic()
+        papermill.execute_notebook(
+            notebook,
+            folder / notebook.name,
+            parameters={} if profile == DEFAULT else {"profile": profile},
+            kernel_name="python3",
+            kernel_manager_class=_KernelManager,
+            progress_bar=False,
+        )
+        return notebook.name, time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(one, notebooks))
+
+
+class _KernelManager(AsyncKernelManager):
+    """Kernels on files instead of TCP ports: for those, kernels started together would race."""
+
+    def __init__(self, **options):
+        if os.name == "posix":
+            options |= {"transport": "ipc", "ip": tempfile.mkdtemp(prefix="vix") + "/k"}
+        super().__init__(**options)
+
+
+def _strip(executed: Path, target: Path) -> None:
+    """Copy a notebook without papermill's traces: when, where and how long."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+    nbformat.write(notebook, target)
+
+
+def _say(run: Run, record: dict | None) -> None:
+    print(f"{run.name:40} top-1 {record['top1']:6.2f} %", flush=True)
