@@ -91,6 +91,11 @@ def test_a_system_without_a_log_has_no_difference(logs):
     assert (table.loc["ViN", ["logged", "difference"]] == "").all()
 
 
+def test_another_dataset_is_not_compared(logs):
+    table = show.results(pd.DataFrame([record("ViT", dataset="digits", profile="quick")]))
+    assert (table.loc["ViT", ["logged", "difference"]] == "").all()
+
+
 def test_like_is_compared_with_like(logs):
     """As released, the best epoch on the test set stands beside the last one."""
     records = pd.DataFrame([record("ViT", top1=54.0, top1_best=57.0, recipe="as-released")])
@@ -288,3 +293,34 @@ def test_crossings_are_found_between_points():
     square, line = pd.Series(n**2, n), pd.Series(100 * n, n)
     assert show.crossings(square, line) == [pytest.approx((100, 10_000))]
     assert show.crossings(square, square) == []
+
+
+def test_gap_says_what_the_seeds_resolve(capsys):
+    frame = pd.DataFrame({"system": ["ViT", "ViN", "ViL"], "top1": [48.0, 46.6, 42.0]})
+    for one in ("ViN", "ViL", "ViP"):
+        show.gap(frame, one, "ViT")
+    assert capsys.readouterr().out.splitlines() == [
+        "ViN − ViT: −1.4 points, not resolved by 1 seed(s) (±3.0)",
+        "ViL − ViT: −6.0 points, resolved by 1 seed(s) (±3.0)",
+        "ViP − ViT: no records yet",
+    ]
+    several = pd.DataFrame({"system": ["ViT"] * 3 + ["ViN"] * 3})
+    several["top1"] = [48.0, 48.1, 47.9, 47.0, 47.1, 46.9]
+    show.gap(several, "ViN", "ViT")
+    assert capsys.readouterr().out == "ViN − ViT: −1.0 points, resolved by 3 seed(s) (±0.4)\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "said"),
+    [
+        (None, 7, "not tried yet"),
+        (1_050_000, 1025**2, "right"),
+        (1_000_000, 1025**2, "not yet"),
+        ("nystrom", "nystrom", "right"),
+        (True, False, "not yet"),
+        ([1, 2], lambda answer: sum(answer) == 3, "right"),
+    ],
+)
+def test_verdict(answer, right, said, capsys):
+    show.verdict(answer, right)
+    assert capsys.readouterr().out == f"{said}\n"

@@ -11,11 +11,18 @@ import nbformat
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 
-from vixlib import ROOT, experiments, readme
+from vixlib import ROOT, experiments, show
 from vixlib.errors import one_of
 from vixlib.experiments import PROFILES, Run
 
 DEFAULT = "laptop"  # the profile that the committed notebooks show
+NOTEBOOKS = {  # where a table of runs is discussed
+    "vix": "03_vix",
+    "hybrid": "04_hybrid_vix",
+    "rope": "05_rope",
+    "hybrid-rope": "05_rope",
+    "mixers": "",
+}
 
 
 def reproduce(
@@ -44,7 +51,8 @@ def reproduce(
     if write:
         for name in seconds:
             _strip(executed / name, ROOT / "notebooks" / name)
-        readme.render()
+        readme = ROOT / "README.md"
+        readme.write_text(rendered_readme(readme.read_text()))
     print(f"training   {trained - began:5.0f} s  {experiments.records_folder(profile)}")
     print(f"notebooks  {time.monotonic() - trained:5.0f} s  {executed}")
     print(f"figures             {experiments.figures(profile)}")
@@ -88,6 +96,24 @@ def _strip(executed: Path, target: Path) -> None:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
     nbformat.write(notebook, target)
+
+
+def rendered_readme(text: str) -> str:
+    """README with its table drawn from today's records of the default profile."""
+    lines = [
+        "| system | logged | ours | peak MB | parameters | notebook |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for table, notebook in NOTEBOOKS.items():
+        wanted = experiments.runs(experiments.TABLES[table], DEFAULT)
+        results = show.results(experiments.read(wanted))
+        link = f"[{notebook}](notebooks/{notebook}.ipynb)" if notebook else ""
+        for name, row in results.iterrows():
+            cells = name, *row[["logged", "ours", "peak MB", "parameters"]], link
+            lines.append(f"| {' | '.join(cells)} |")
+    begin, end = "by `make notebooks` -->\n", "<!-- end of results -->"
+    head, rest = text.split(begin)
+    return "\n".join([head + begin, *lines, "", end]) + rest.split(end)[1]
 
 
 def _say(run: Run, record: dict | None) -> None:

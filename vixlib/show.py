@@ -12,6 +12,8 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,6 @@ HOSTS = {  # marker and line style of a host family
 DATASETS = {"cifar10": "CIFAR-10", "digits": "digits"}
 QUANTITIES = {
     "top1": "test accuracy (%)",
-    "top5": "test top-5 accuracy (%)",
     "train_accuracy": "training accuracy (%)",
     "loss": "training loss (nats)",
     "peak_memory_mb": "peak memory of a training step (MB)",
@@ -65,6 +66,7 @@ QUANTITIES = {
 }
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
+ONE_SEED = 3.0  # points that a single seed resolves, by what the spread of several showed
 
 
 def theme() -> None:
@@ -75,7 +77,8 @@ def theme() -> None:
     rc |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), "0.35")
     rc |= {"axes.grid": True, "grid.color": "0.92", "axes.titlelocation": "left"}
     sns.set_theme(style="ticks", font="DejaVu Sans", rc=rc)
-    pd.set_option("display.max_colwidth", None, "display.max_rows", 100, "display.width", 160)
+    pd.set_option("display.max_colwidth", None, "display.max_columns", None)
+    pd.set_option("display.max_rows", 100, "display.width", 160)
 
 
 theme()
@@ -130,22 +133,20 @@ def plan(runs: Iterable) -> pd.DataFrame:
 def results(
     records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
 ) -> pd.DataFrame:
-    """Logged by the authors, ours, the difference, the cost: a row a system.
-
-    `quantity` is what the log is asked for. Ours is the last epoch's; where the records also hold
-    `quantity` itself, that stands beside it and the difference is taken from it.
-    """
+    """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
     from vixlib.experiments import published
 
     logged = published().query("dataset == @paper_dataset and quantity == @quantity")
     logged = pd.to_numeric(logged.set_index("system")["value"])
+    # as released, the best epoch on the test set stands beside the last, and is what is compared
     like = quantity in records and records[quantity].notna().any()
     rows = []
-    for name, own in _complete(records).groupby("system", sort=False):
+    for name, own in _having(records).groupby("system", sort=False):
         ours = own[quantity if like else "top1"].mean()
-        row = {"system": name, "logged": _number(logged.get(name), 2), "ours": _spread(own["top1"])}
+        theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
+        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own["top1"])}
         row |= {"ours best": _spread(own[quantity])} if like else {}
-        row["difference"] = _number(ours - logged.get(name, math.nan), 1, "+")
+        row["difference"] = _number(ours - theirs, 1, "+")
         row["parameters"] = _number(own["parameters"].mean())
         row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
         row["peak MB"] = _number(own["peak_memory_mb"].mean())
@@ -176,8 +177,8 @@ def _spread(values: pd.Series) -> str:
     return f"{text} ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else text
 
 
-def _number(value: float | None, digits: int = 0, sign: str = "") -> str:
-    text = "" if value is None or pd.isna(value) else f"{value:{sign},.{digits}f}"
+def _number(value: float, digits: int = 0, sign: str = "") -> str:
+    text = "" if pd.isna(value) else f"{value:{sign},.{digits}f}"
     return text.replace("-", "−")
 
 
@@ -188,6 +189,30 @@ def _indexed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---- text ----
+
+
+def gap(records: pd.DataFrame, one: str, other: str) -> None:
+    """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
+    have = _having(records, "top1")
+    a, b = (have.query("system == @n")["top1"] for n in (one, other))
+    if a.empty or b.empty:
+        return print(f"{one} − {other}: no records yet")
+    points, seeds = a.mean() - b.mean(), min(len(a), len(b))
+    margin = math.hypot(interval(a), interval(b)) if seeds > 1 else ONE_SEED
+    verdict = "resolved" if abs(points) > margin else "not resolved"
+    number = f"{points:+.1f}".replace("-", "−")
+    print(f"{one} − {other}: {number} points, {verdict} by {seeds} seed(s) (±{margin:.1f})")
+
+
+def verdict(answer: object, right: object) -> None:
+    """Prints whether an exercise's answer is right: a value, numbers to 1 %, or a predicate."""
+    if answer is None:
+        return print("not tried yet")
+    if not callable(right):
+        wanted = right
+        number = isinstance(wanted, (int, float)) and not isinstance(wanted, bool)
+        right = partial(math.isclose, wanted, rel_tol=0.01) if number else partial(eq, wanted)
+    print("right" if right(answer) else "not yet")
 
 
 def source(*objects) -> None:
@@ -222,12 +247,6 @@ def _display(thing: object) -> None:
     from IPython.display import display
 
     display(thing)
-
-
-def _complete(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with every column that is read here: where all are missing, they have few."""
-    columns = "status", "command", "top1", "parameters", "curve", *QUANTITIES
-    return records.reindex(columns=[*dict.fromkeys([*records.columns, *columns])])
 
 
 # ---- figures ----
@@ -330,13 +349,15 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     )
     hosts = points["system"].map(host)
     families = [family for family in HOSTS if family in set(hosts)]
+    every = math.ceil(points["epoch"].max() / 12)
+    marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
     fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have))
     grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
         palette = {name: color(name) for name in own["system"]}
         look = dict(zip(("marker", "linestyle"), HOSTS[family], strict=True))
-        look |= {"markersize": 5, "markeredgewidth": 0, "legend": False}
+        look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked, "legend": False}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
             seen = own.dropna(subset=[y])
             shared = {"hue": "system", "palette": palette, "errorbar": _band, "ax": ax}
@@ -372,11 +393,15 @@ def tradeoff(
         ax.plot(at, mean, HOSTS[host(name)][0], color=color(name), ms=8.5, mec="white")
     ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES["top1"])
     ax.margins(0.1, 0.08)
+    low, high = ax.get_ylim()
+    few = max(0, 4 - (high - low)) / 2  # an axis of at least 4 points enlarges no trifle
+    ax.set_ylim(low - few, high + few)
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     if max(points)[0] > 10 * min(points)[0]:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(EngFormatter() if x == "flops" else "{x:,.0f}")
+    ax.xaxis.set_major_formatter(EngFormatter() if x == "flops" else "{x:,.9g}")
     ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     _legends(ax, [name for *_, name in points])
     fig.draw_without_rendering()
@@ -475,7 +500,9 @@ def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
 
 
 def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    return _complete(records).dropna(subset=[*columns])
+    """Records that have these columns; every column read here is there, be it empty."""
+    known = "status", "command", "curve", *QUANTITIES
+    return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
 
 
 def _of(records: pd.DataFrame) -> str:

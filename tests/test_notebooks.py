@@ -1,0 +1,611 @@
+"""The house rules of the notebooks, and that the rules themselves can fail.
+
+A rule takes a Page (a notebook and its name) and returns complaints. Every rule is tried on a
+small good notebook, doctored so that this rule and no other must complain.
+"""
+
+import ast
+import copy
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from vixlib import ROOT
+
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = PROJECT["urls"]["Repository"]
+OWNER_AND_NAME = ADDRESS.removeprefix("https://github.com/")
+
+COLAB = f"""\
+import sys
+
+if "google.colab" in sys.modules:
+    !git clone --quiet --depth 1 {ADDRESS} /content/vixlib
+    %pip install --quiet einops
+    %pip install --quiet --no-deps -e /content/vixlib
+    sys.path.insert(0, "/content/vixlib")"""
+PARAMETERS = ['profile = "laptop"', "train = False", "seeds = 1"]
+TAGS = {"colab", "parameters", "exercise", "nbval-ignore-output"}
+LARGEST = 500_000  # bytes
+
+
+class Page(NamedTuple):
+    """A notebook as the rules see it."""
+
+    name: str
+    notebook: NotebookNode
+    solution: bool = False
+
+    @property
+    def cells(self) -> list[NotebookNode]:
+        return self.notebook.cells
+
+    @property
+    def code(self) -> list[NotebookNode]:
+        return [cell for cell in self.cells if cell.cell_type == "code"]
+
+    @property
+    def outputs(self) -> list[NotebookNode]:
+        return [output for cell in self.code for output in cell.outputs]
+
+    @property
+    def first(self) -> str:
+        return self.cells[0].source if self.cells else ""
+
+    def tagged(self, tag: str) -> list[NotebookNode]:
+        return [cell for cell in self.cells if tag in tags(cell)]
+
+    @property
+    def python(self) -> list[tuple[NotebookNode, ast.Module]]:
+        """The code cells that are Python alone, parsed."""
+        return [(cell, parsed(cell.source)) for cell in self.code if "colab" not in tags(cell)]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError:  # a magic: `shell` complains of it
+        return ast.Module([], [])
+
+
+def lines(cell: NotebookNode) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def where(cell: NotebookNode) -> str:
+    return f"cell {cell.get('id')}: {(lines(cell) or [''])[0][:60]!r}"
+
+
+def text(output: NotebookNode) -> str:
+    """All of an output that is text, pictures left out."""
+    if output.output_type == "stream":
+        return output.text
+    data = output.get("data", {}).items()
+    return "\n".join(str(value) for kind, value in data if not kind.startswith("image/"))
+
+
+def misplaced(page: Page, cell: NotebookNode, tag: str) -> list[str]:
+    """A complaint where a cell does not follow the one with a tag."""
+    before = page.tagged(tag)[:1]
+    good = page.solution or not before or page.cells[page.cells.index(before[0]) + 1] is cell
+    return [] if good else [f"it should follow the cell tagged {tag}: {where(cell)}"]
+
+
+def load(path: Path) -> Page:
+    return Page(path.stem, nbformat.read(path, as_version=4), path.parent.name == "solutions")
+
+
+# ---- rules ----
+
+
+def title(page: Page) -> list[str]:
+    """`# 03 · What it is about` where the file is 03_*.ipynb; solutions say what they are."""
+    number = page.name.split("_")[0]
+    begin = f"# {number} · "
+    good = re.match(rf"{re.escape(begin)}\S", page.first) and re.fullmatch(r"\d\d_\w+", page.name)
+    return [] if good else [f"the first line should begin with {begin!r}"]
+
+
+def badges(page: Page) -> list[str]:
+    """Colab and Binder open this very notebook of the project's one address."""
+    if page.solution:
+        return []
+    wanted = (
+        f"(https://colab.research.google.com/github/{OWNER_AND_NAME}/blob/main/notebooks/{page.name}.ipynb)",
+        f"(https://mybinder.org/v2/gh/{OWNER_AND_NAME}/HEAD?labpath=notebooks%2F{page.name}.ipynb)",
+    )
+    return [f"no badge to {url}" for url in wanted if url not in page.first]
+
+
+def promises(page: Page) -> list[str]:
+    """The first cell says what the reader will do, what it needs and how long it takes."""
+    if page.solution:
+        return []
+    return [
+        f"no *{word}*" for word in ("You will", "Needs", "Time") if f"*{word}" not in page.first
+    ]
+
+
+def colab(page: Page) -> list[str]:
+    """The second cell installs on Colab, and does nothing elsewhere."""
+    if page.solution:
+        return []
+    second = page.cells[1] if len(page.cells) > 1 else None
+    found = page.tagged("colab")
+    if len(found) != 1 or found[0] is not second or second.source.strip() != COLAB:
+        return ["the second cell, and no other, is tagged colab and reads as in this test"]
+    return []
+
+
+def parameters(page: Page) -> list[str]:
+    """After Colab's, one cell: profile, train and seeds with their defaults, one a line."""
+    found = page.tagged("parameters")
+    if page.solution and not found:
+        return []
+    if len(found) != 1:
+        return [f"{len(found)} cells are tagged parameters"]
+    got = [line.split("#")[0].strip() for line in lines(found[0])]
+    wrong = [] if got == PARAMETERS else [f"the parameters are {got}, not {PARAMETERS}"]
+    return wrong + misplaced(page, found[0], "colab")
+
+
+def imports(page: Page) -> list[str]:
+    """All imports stand in one cell, after the parameters; it ends with figures = ..."""
+    found = [
+        cell
+        for cell, tree in page.python
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
+    ]
+    if len(found) != 1:
+        return [f"{len(found)} cells import: {'; '.join(map(where, found))}"]
+    if page.solution:
+        return []
+    last = lines(found[0])[-1] == "figures = experiments.figures(profile)"
+    wrong = [] if last else ["the imports do not end with figures = ..."]
+    return wrong + misplaced(page, found[0], "parameters")
+
+
+def machine(page: Page) -> list[str]:
+    """Every notebook says where it runs; what tells of the machine is not compared."""
+    told = [cell for cell in page.code if "show.machine(" in cell.source]
+    wrong = [] if told or page.solution else ["no show.machine(profile)"]
+    volatile = [*told, *(cell for cell in page.code if "experiments.read(" in cell.source)]
+    compared = [cell for cell in volatile if "nbval-ignore-output" not in tags(cell)]
+    return wrong + [f"not tagged nbval-ignore-output: {where(cell)}" for cell in compared]
+
+
+def length(page: Page) -> list[str]:
+    """25 to 45 cells."""
+    fits = page.solution or 25 <= len(page.cells) <= 45
+    return [] if fits else [f"{len(page.cells)} cells, not 25 to 45"]
+
+
+def short(page: Page) -> list[str]:
+    """Code cells of at most 20 lines."""
+    return [
+        f"{len(lines(cell))} lines: {where(cell)}" for cell in page.code if len(lines(cell)) > 20
+    ]
+
+
+def median(page: Page) -> list[str]:
+    """Half of the code cells have at most 6 lines."""
+    middle = statistics.median(len(lines(cell)) for cell in page.code) if page.code else 0
+    return [] if page.solution or middle <= 6 else [f"the median cell has {middle} lines"]
+
+
+def classes(page: Page) -> list[str]:
+    """Classes live in the library; only an exercise may hold one."""
+    return [
+        f"a class outside exercises: {where(cell)}"
+        for cell, tree in page.python
+        if "exercise" not in tags(cell)
+        and any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+    ]
+
+
+def shell(page: Page) -> list[str]:
+    """No shell line or magic outside the Colab cell."""
+    return [
+        f"a shell line or magic: {line.strip()!r} in {where(cell)}"
+        for cell in page.code
+        if "colab" not in tags(cell)
+        for line in cell.source.splitlines()
+        if re.match(r"\s*[!%]", line) or "get_ipython" in line
+    ]
+
+
+def profiles(page: Page) -> list[str]:
+    """Nothing but the library's profiles depends on the profile."""
+    return [
+        f"asks which profile it is: {where(cell)}"
+        for cell, tree in page.python
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and "profile" in {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    ]
+
+
+def semicolons(page: Page) -> list[str]:
+    """No cell hides its value by a semicolon: nbval does not know of it."""
+    return [
+        f"ends with ;: {where(cell)}" for cell in page.code if cell.source.rstrip().endswith(";")
+    ]
+
+
+def paths(page: Page) -> list[str]:
+    """No relative paths, and no folders of the machine that executed it."""
+    wrong = [f"a relative path: {where(cell)}" for cell in page.cells if "../" in cell.source]
+    ours = re.compile(r"/(work|tmp|root|home|Users)/|site-packages|[A-Z]:\\\\")
+    seen = [f"{where(cell)}" for cell in page.cells if ours.search(cell.source)]
+    seen += [
+        f"an output: {text(output)[:60]!r}" for output in page.outputs if ours.search(text(output))
+    ]
+    return wrong + [f"a path of one machine in {place}" for place in seen]
+
+
+def executed(page: Page) -> list[str]:
+    """Run from top to bottom in a fresh kernel: counts 1, 2, 3 ..."""
+    counts = [cell.execution_count for cell in page.code]
+    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts {counts}"]
+
+
+def errors(page: Page) -> list[str]:
+    """No error, and nothing on standard error."""
+    wrong = [output.ename for output in page.outputs if output.output_type == "error"]
+    loud = [o for o in page.outputs if o.output_type == "stream" and o.name == "stderr"]
+    return [f"ended with {name}" for name in wrong] + [f"warned: {o.text[:60]!r}" for o in loud]
+
+
+def pictures(page: Page) -> list[str]:
+    """Pictures are PNG: nbval compares everything else, and SVG is large."""
+    wrong = []
+    for output in page.outputs:
+        kinds = [k for k in output.get("data", {}) if k.startswith("image/") and k != "image/png"]
+        wrong += [f"an output of kind {kind}" for kind in kinds]
+        wrong += ["SVG within an output"] if "<svg" in text(output) else []
+    return wrong
+
+
+def repeatable(page: Page) -> list[str]:
+    """No memory addresses, styled tables, widgets or figure objects: they differ in every run."""
+    sign = re.compile(r"\bat 0x[0-9a-f]{6,}|id=\"T_|vnd\.jupyter\.widget|<Figure size|<Axes")
+    return [
+        f"an output that differs in every run: {text(output)[:60]!r}"
+        for output in page.outputs
+        if sign.search(text(output) + " ".join(output.get("data", {})))
+    ]
+
+
+def traces(page: Page) -> list[str]:
+    """Nothing of papermill stays, and no times of execution."""
+    wrong = ["papermill's metadata"] if "papermill" in page.notebook.metadata else []
+    wrong += [
+        f"{key} in the metadata of {where(cell)}"
+        for cell in page.cells
+        for key in ("papermill", "execution", "ExecuteTime")
+        if key in cell.metadata
+    ]
+    return wrong + [f"injected: {where(cell)}" for cell in page.tagged("injected-parameters")]
+
+
+def kernel(page: Page) -> list[str]:
+    """The kernel python3, which every environment has, and no version of one machine."""
+    spec = page.notebook.metadata.get("kernelspec", {}).get("name")
+    wrong = [] if spec == "python3" else [f"kernel {spec!r}"]
+    return wrong
+
+
+def ids(page: Page) -> list[str]:
+    """Every cell has an id of its own."""
+    found = [cell.get("id") for cell in page.cells]
+    unique = all(found) and len(set(found)) == len(found)
+    return [] if unique else ["cells without an id of their own"]
+
+
+def known_tags(page: Page) -> list[str]:
+    """No tag that nothing reads; above all none by which nbval skips a cell."""
+    return [
+        f"unknown tag {tag!r}: {where(cell)}"
+        for cell in page.cells
+        for tag in sorted(set(tags(cell)) - TAGS - {"injected-parameters"})
+    ]
+
+
+def small(page: Page) -> list[str]:
+    """Under 500 kB."""
+    size = len(json.dumps(page.notebook, indent=1, ensure_ascii=False).encode())
+    return [] if size < LARGEST else [f"{size:,} bytes"]
+
+
+def exercises(page: Page) -> list[str]:
+    """One to three stars before each exercise, the hardest last."""
+    found = stars(page)
+    if not found:
+        return ["no exercise"]
+    return [] if all(found) and found == sorted(found) else [f"exercises with {found} stars"]
+
+
+def solved(page: Page) -> list[str]:
+    """In a solution every verdict is "right"."""
+    cells = [cell for cell in page.tagged("exercise") if page.solution]
+    said = {cell["id"]: "\n".join(map(text, cell.outputs)) for cell in cells}
+    return [f"cell {id}: {t[:60]!r}" for id, t in said.items() if re.search(r"not (tried )?yet", t)]
+
+
+RULES = [
+    *(title, badges, promises, colab, parameters, imports, machine, length, short, median),
+    *(classes, shell, profiles, semicolons, paths, executed, errors, pictures, repeatable),
+    *(traces, kernel, ids, known_tags, small, exercises, solved),
+]
+
+
+def stars(page: Page) -> list[int]:
+    """How many stars each exercise has, by the text above its cell or cells."""
+    found, above = [], None
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            above = cell
+        elif "exercise" in tags(cell) and above is not None:
+            runs = re.findall("★+", above.source)
+            found.append(len(runs[0]) if runs else 0)
+            above = None
+    return found
+
+
+def complaints(page: Page) -> list[str]:
+    return [f"{rule.__name__}: {text}" for rule in RULES for text in rule(page)]
+
+
+# ---- the notebooks keep them ----
+
+
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *SOLUTIONS], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_house_rules(path):
+    page = load(path)
+    nbformat.validate(page.notebook)
+    assert not complaints(page)
+
+
+def test_notebooks_are_numbered_without_a_gap():
+    numbers = [int(path.stem.split("_")[0]) for path in NOTEBOOKS]
+    assert numbers
+    assert numbers == list(range(len(numbers)))
+
+
+def test_every_notebook_has_its_solutions():
+    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_every_exercise_has_its_solution(path):
+    assert stars(load(path)) == stars(load(FOLDER / path.name))
+
+
+# ---- the rules can fail ----
+
+
+def good(solution: bool = False) -> Page:
+    """A notebook that keeps every rule."""
+    new, name = nbformat.v4, "03_vix"
+    urls = (
+        f"https://colab.research.google.com/github/{OWNER_AND_NAME}/blob/main/notebooks/{name}.ipynb",
+        f"https://mybinder.org/v2/gh/{OWNER_AND_NAME}/HEAD?labpath=notebooks%2F{name}.ipynb",
+    )
+    links = " ".join(f"[![Open](https://badge)]({url})" for url in urls)
+    head = f"# 03 · ViX\n\n{links}\n\n*You will* look. *Needs*: 01. *Time*: seconds."
+
+    def tagged(source: str, *names: str) -> NotebookNode:
+        return new.new_code_cell(source, metadata={"tags": list(names)} if names else {})
+
+    cells = [
+        new.new_markdown_cell(head),
+        tagged(COLAB, "colab"),
+        tagged("\n".join(f"{line}  # why" for line in PARAMETERS), "parameters"),
+        tagged("from vixlib import experiments, show\n\nfigures = experiments.figures(profile)"),
+        tagged("show.machine(profile)", "nbval-ignore-output"),
+        *(tagged(f"x = {i}\nx") for i in range(20)),
+        new.new_markdown_cell("**★** How many?"),
+        tagged("mine = None\nshow.verdict(mine, 4)", "exercise"),
+    ]
+    page = Page(name, new.new_notebook(cells=cells), solution)
+    page.notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    for count, cell in enumerate(page.code, 1):
+        cell.execution_count = count
+    page.cells[6].outputs = [new.new_output("display_data", {"image/png": "iVBORw0KGgo="})]
+    page.cells[-1].outputs = [new.new_output("stream", name="stdout", text="right\n")]
+    return page
+
+
+def put(source: str, at: int = 7):
+    """A change of one cell's source."""
+    return lambda page: page.cells[at].update(source=source)
+
+
+def add(kind: str, data: dict | None = None, **fields):
+    """A change of one cell's outputs."""
+    return lambda page: page.cells[7].outputs.append(nbformat.v4.new_output(kind, data, **fields))
+
+
+def replace(old: str, new: str, at: int = 0):
+    """A change within one cell's source."""
+
+    def change(page: Page) -> None:
+        assert old in page.cells[at].source
+        page.cells[at].source = page.cells[at].source.replace(old, new)
+
+    return change
+
+
+def tag(name: str, at: int = 7):
+    return lambda page: page.cells[at].metadata.setdefault("tags", []).append(name)
+
+
+def many(page: Page, count: int) -> None:
+    page.cells[8:8] = [nbformat.v4.new_markdown_cell("text") for _ in range(count)]
+
+
+DOCTORED = [
+    (title, put("# ViX\n\n" + good().first.split("\n", 2)[2], at=0)),
+    (title, replace("# 03", "# 04")),
+    (badges, replace("03_vix.ipynb", "04_vix.ipynb")),
+    (badges, replace("mybinder.org/v2/gh/", "mybinder.org/v2/gh/someone-")),
+    (promises, replace("*Time*", "When")),
+    (colab, tag("colab")),
+    (colab, lambda page: page.cells.pop(1)),
+    (colab, replace("!git clone", "!git clone --verbose", at=1)),
+    (colab, replace(ADDRESS, "https://github.com/someone/vixlib", at=1)),
+    (colab, lambda page: page.cells.insert(1, nbformat.v4.new_markdown_cell("hello"))),
+    (parameters, tag("parameters")),
+    (parameters, lambda page: page.cells[2].metadata.clear()),
+    (parameters, replace("laptop", "quick", at=2)),
+    (parameters, put("profile, train, seeds = 'laptop', False, 1", at=2)),
+    (parameters, lambda page: page.cells.insert(2, nbformat.v4.new_markdown_cell("hello"))),
+    (imports, put("import math")),
+    (imports, put("def f():\n    import math", at=-1)),
+    (imports, replace("figures =", "folder =", at=3)),
+    (imports, lambda page: page.cells.insert(3, nbformat.v4.new_markdown_cell("hello"))),
+    (machine, put("1", at=4)),
+    (machine, lambda page: page.cells[4].metadata.clear()),
+    (machine, put("records = experiments.read(runs, train=train)")),
+    (length, lambda page: page.cells.__delitem__(slice(20, 25))),
+    (length, lambda page: many(page, 19)),
+    (short, put("x = 1\n" * 21)),
+    (median, lambda page: [cell.update(source="x = 1\n" * 7) for cell in page.cells[5:25]]),
+    (classes, put("class Mine:\n    pass")),
+    (classes, put("if True:\n    class Mine:\n        pass")),
+    (shell, put("!ls")),
+    (shell, put("x = 1\n    %time x")),
+    (shell, put("get_ipython().system('ls')")),
+    (profiles, put('if profile == "quick":\n    x = 1')),
+    (profiles, put('x = 1 if profile in ("quick",) else 2')),
+    (semicolons, put("x = 1;")),
+    (paths, put('open("../data")')),
+    (paths, put('open("/work/main/data")')),
+    (paths, add("stream", name="stdout", text="saved in /tmp/x")),
+    (paths, add("execute_result", {"text/plain": "PosixPath('/root/vixlib')"}, execution_count=3)),
+    (executed, lambda page: page.cells[7].update(execution_count=None)),
+    (executed, lambda page: page.cells[7].update(execution_count=99)),
+    (errors, add("error", ename="ValueError", evalue="no", traceback=[])),
+    (errors, add("stream", name="stderr", text="UserWarning: no")),
+    (pictures, add("display_data", {"image/svg+xml": "..."})),
+    (pictures, add("display_data", {"image/jpeg": "..."})),
+    (pictures, add("display_data", {"text/html": "<svg></svg>"})),
+    (repeatable, add("stream", name="stdout", text="<function f at 0x7f1234567890>")),
+    (repeatable, add("display_data", {"text/html": '<table id="T_1a2b3">'})),
+    (repeatable, add("display_data", {"application/vnd.jupyter.widget-view+json": {}})),
+    (traces, lambda page: page.notebook.metadata.update(papermill={})),
+    (traces, lambda page: page.cells[7].metadata.update(papermill={})),
+    (traces, lambda page: page.cells[7].metadata.update(execution={"iopub.execute_input": ""})),
+    (traces, tag("injected-parameters")),
+    (kernel, lambda page: page.notebook.metadata.kernelspec.update(name="venv")),
+    (kernel, lambda page: page.notebook.metadata.clear()),
+    (ids, lambda page: page.cells[7].update(id=page.cells[8].id)),
+    (ids, lambda page: page.cells[7].pop("id")),
+    (known_tags, tag("nbval-skip")),
+    (known_tags, tag("raises-exception")),
+    (small, put("# " + "long " * 100_000)),
+    (exercises, lambda page: page.cells[-1].metadata.clear()),
+    (exercises, put("How many?", at=-2)),
+]
+
+
+def doctored(change, solution: bool = False) -> Page:
+    page = copy.deepcopy(good(solution))
+    change(page)
+    if not any(rule is executed and change is other for rule, other in DOCTORED):
+        for count, cell in enumerate(page.code, 1):
+            cell.execution_count = count
+    return page
+
+
+def test_a_good_notebook_keeps_every_rule():
+    assert complaints(good()) == complaints(good(solution=True)) == []
+
+
+@pytest.mark.parametrize(("rule", "change"), DOCTORED, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_broken_rule_is_seen(rule, change):
+    seen = [other.__name__ for other in RULES if other(doctored(change))]
+    assert seen == [rule.__name__]
+
+
+@pytest.mark.parametrize("verdict", ["not yet", "not tried yet"])
+def test_an_unsolved_solution_is_seen(verdict):
+    def change(page):
+        page.cells[-1].outputs[0].text = f"{verdict}\n"
+
+    assert complaints(doctored(change)) == []  # to leave it open is a reader's right
+    assert [text.split(":")[0] for text in complaints(doctored(change, True))] == ["solved"]
+
+
+def test_every_rule_is_tried():
+    assert {rule for rule, _ in DOCTORED} | {solved} == set(RULES)
+
+
+def test_stars_are_counted_once_an_exercise():
+    page = good()
+    page.cells.append(copy.deepcopy(page.cells[-1]))
+    assert stars(page) == [1]
+    page.cells.extend([nbformat.v4.new_markdown_cell("**★★★** Write one."), page.cells[-1]])
+    assert stars(page) == [1, 3]
+
+
+# ---- they run elsewhere ----
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A project of published numbers alone, and the environment that points there."""
+    (tmp_path / "figures").mkdir()
+    shutil.copy(ROOT / "figures" / "paper.csv", tmp_path / "figures")
+    monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def test_papermill_runs_one_from_any_folder_without_records(elsewhere):
+    folder = elsewhere / "somewhere else"
+    folder.mkdir()
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-p", "profile", "quick"]
+    command += [str(FOLDER / "03_vix.ipynb"), "out.ipynb"]
+    done = subprocess.run(command, cwd=folder, env={**os.environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = load(folder / "out.ipynb")
+    assert [lines(cell)[-1] for cell in page.tagged("injected-parameters")] == ['profile = "quick"']
+    assert any("vix train" in text(output) for output in page.outputs)
+    assert not [*errors(page), *pictures(page)]
+    assert [path.name for path in folder.iterdir()] == ["out.ipynb"]
+    assert not [*elsewhere.glob("build/quick/records/*")]  # it only reads
+    assert [*elsewhere.glob("build/quick/figures/03_*.png")]
+
+
+def test_solutions_run(elsewhere):
+    from vixlib.reproduce import execute
+
+    if (ROOT / "figures" / "records").exists():
+        shutil.copytree(ROOT / "figures" / "records", elsewhere / "figures" / "records")
+    done = elsewhere / "solutions"
+    assert set(execute(SOLUTIONS, done, "laptop")) == {path.name for path in SOLUTIONS}
+    for path in sorted(done.glob("*.ipynb")):
+        page = load(path)
+        assert not [*errors(page), *pictures(page), *solved(page)], path.stem
