@@ -5,11 +5,14 @@ r what the tokens are reduced to (Linformer's rank, Nyström's landmarks, Perfor
 
 A mechanism is built with (heads, dim_head, queries, keys), the last two grids of tokens, and its
 own keyword options. It is called with q (b h n d), k (b h m d), v (b h m e) and returns (b h n e);
-k and v may come with a single head. It never looks at other samples of the batch.
+k and v may come with a single head. It never looks at other samples of the batch. Where it takes
+one, a host may add a bias to the scores: bias(of_q, of_k) gives (h n m) for the places of queries
+and keys after the functions of_q and of_k, so that a mechanism can ask for that of its landmarks.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,18 +38,23 @@ class Grid(NamedTuple):
         return self.rows * self.columns + self.extra
 
 
+Bias = Callable[..., Tensor]
+
+
 class Mechanism(nn.Module):
     """What every mechanism shares. A new one needs only `mix(q, k, v)`.
 
     It declares what it wants of the projections (`qkv_bias`; `kv_heads`, None for as many as query
     heads; `shared`, values are the keys), the number of tokens that it keeps (`reduced`, None where
-    it keeps all), and whether its sums need float32 under half precision (`precise`).
+    it keeps all), whether its `mix` takes a bias (`takes_bias`), and whether its sums need float32
+    under half precision (`precise`).
     """
 
     qkv_bias = False
     kv_heads: int | None = None
     shared = False
     reduced: int | None = None
+    takes_bias = False
     precise = False
 
     def __init__(self, heads: int, dim_head: int, queries: Grid, keys: Grid):
@@ -58,7 +66,7 @@ class Mechanism(nn.Module):
         """(b h n d), (b h m d), (b h m e) -> (b h n e)."""
         raise NotImplementedError
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **bias: Bias) -> Tensor:
         shapes = tuple(q.shape[1:]), (k.shape[-2], v.shape[-2])
         wanted = (self.heads, self.queries.tokens, self.dim_head), (self.keys.tokens,) * 2
         if shapes != wanted:
@@ -69,26 +77,28 @@ class Mechanism(nn.Module):
             )
         half = self.precise and torch.finfo(q.dtype).bits < 32
         if not (half or (self.precise and torch.amp.is_autocast_available(q.device.type))):
-            return self.mix(q, k, v)
+            return self.mix(q, k, v, **bias)
         with torch.autocast(q.device.type, enabled=False):
             x = [t.float() if half else t for t in (q, k, v)]
-            return self.mix(*x).to(q.dtype)
+            return self.mix(*x, **bias).to(q.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.queries.tokens} queries, {self.keys.tokens} keys, reduced to {self.reduced}"
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v by torch's fused kernel; one key/value head serves all."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v by torch's fused kernel; one key/value head serves all."""
     k, v = (t.expand(-1, q.shape[1], -1, -1) for t in (k, v))
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
 
 
 class Softmax(Mechanism):
     """softmax(q k^T / sqrt(d)) v. Vaswani et al. 2017, equation 1. Time grows as n m."""
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return sdpa(q, k, v)
+    takes_bias = True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
+        return sdpa(q, k, v, bias and bias())
 
 
 class Linformer(Mechanism):
@@ -160,9 +170,11 @@ class Nystrom(Mechanism):
     tokens; the pseudo-inverse is iterated. Multiplied from the right, the n x m matrix never
     exists: time grows as (n + m) r + r^3. With as many landmarks as tokens and 24 iterations it is
     softmax; 6 miss by percents. The convolution over 33 neighbouring tokens needs queries and keys
-    on one grid; elsewhere, or with `kernel=None`, there is none.
+    on one grid; elsewhere, or with `kernel=None`, there is none. A bias is that of the landmarks'
+    mean places: exact where each token is a landmark.
     """
 
+    takes_bias = True
     precise = True
 
     def __init__(
@@ -184,10 +196,15 @@ class Nystrom(Mechanism):
         self.iterations = whole("iterations", iterations)
         self.residual = TokenConvolution(heads, kernel) if kernel and queries == keys else None
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q_mean, k_mean = segment_means(q, self.reduced), segment_means(k, self.reduced)
-        between = (q_mean @ k_mean.mT * self.dim_head**-0.5).softmax(-1)
-        out = sdpa(q, k_mean, pseudo_inverse(between, self.iterations) @ sdpa(q_mean, k, v))
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
+        mean = partial(segment_means, segments=self.reduced)
+        q_mean, k_mean = mean(q), mean(k)
+        scores = q_mean @ k_mean.mT * self.dim_head**-0.5
+        if bias is not None:
+            scores = scores + bias(of_q=mean, of_k=mean)
+        inverse = pseudo_inverse(scores.softmax(-1), self.iterations)
+        out = sdpa(q_mean, k, v, bias and bias(of_q=mean))
+        out = sdpa(q, k_mean, inverse @ out, bias and bias(of_k=mean))
         return out if self.residual is None else out + self.residual(v)
 
 

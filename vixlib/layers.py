@@ -13,7 +13,27 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend
-from vixlib.errors import BadInput
+from vixlib.errors import BadInput, whole
+
+
+def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an int or a pair; else BadInput or TypeError."""
+    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2:
+        raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
+    return tuple(whole("image_size", side) for side in size)
+
+
+def check_images(images: Tensor, size: tuple[int, int]) -> None:
+    """BadInput if images are not (batch, 3, height, width) of a model's size."""
+    if images.ndim != 4 or images.shape[1:] != (3, *size):
+        wanted = f"(batch, 3, {size[0]}, {size[1]})"
+        raise BadInput(f"images: expected {wanted}, got {tuple(images.shape)}")
+
+
+def tokens_of(image: Tensor) -> Tensor:
+    """Places of an image as tokens in raster order: (b c r s) -> (b n c)."""
+    return rearrange(image, "b c r s -> b (r s) c")
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -74,8 +94,42 @@ class Rotary(nn.Module):
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
+class OffsetBias(nn.Module):
+    """A learned bias for each head and each distance in rows and columns: LeViT's attention bias.
+
+    Graham et al. 2021, equation 1. Called with functions that a mechanism applies to the places of
+    queries and keys (n 2), it gives the bias (h n m) between what they return.
+    """
+
+    def __init__(self, heads: int, queries: Grid, keys: Grid, stride: int = 1):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(heads, keys.rows, keys.columns))
+        self.register_buffer("of_queries", stride * places(queries), persistent=False)
+        self.register_buffer("of_keys", places(keys), persistent=False)
+
+    def forward(
+        self,
+        of_q: Callable[[Tensor], Tensor] = torch.positive,
+        of_k: Callable[[Tensor], Tensor] = torch.positive,
+    ) -> Tensor:
+        q, k = of_q(self.of_queries), of_k(self.of_keys)
+        rows, columns = (q[:, None] - k).abs().round().long().unbind(-1)
+        return self.table[:, rows, columns]
+
+
+def places(grid: Grid) -> Tensor:
+    """Row and column of every token of a grid without extra ones: (n 2)."""
+    rows, columns = torch.meshgrid(
+        torch.arange(float(grid.rows)), torch.arange(float(grid.columns)), indexing="ij"
+    )
+    return torch.stack([rows, columns], -1).flatten(0, 1)
+
+
 class MultiHead(nn.Module):
-    """A mechanism between its host's own projections; `v` is None where values are the keys."""
+    """A mechanism between its host's own projections; `v` is None where values are the keys.
+
+    `scale` multiplies queries, for hosts that divide scores by another root than that of d.
+    """
 
     def __init__(
         self,
@@ -84,19 +138,26 @@ class MultiHead(nn.Module):
         k: nn.Module,
         v: nn.Module | None,
         out: nn.Module,
+        *,
         rotary: Rotary | None = None,
+        bias: OffsetBias | None = None,
+        scale: float = 1.0,
     ):
         super().__init__()
-        self.mechanism, self.rotary = mechanism, rotary
+        self.mechanism, self.rotary, self.scale = mechanism, rotary, scale
         self.q, self.k, self.v, self.out = q, k, v, out
+        self.bias = bias if mechanism.takes_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = partial(rearrange, pattern="b n (h d) -> b h n d", d=self.mechanism.dim_head)
-        q, k = heads(self.q(x)), heads(self.k(x))
-        v = k if self.v is None else heads(self.v(x))
+        heads = partial(rearrange, pattern="b n (h d) -> b h n d")
+        q = heads(self.q(x), h=self.mechanism.heads)
+        k = heads(self.k(x), d=q.shape[-1])
+        v = k if self.v is None else heads(self.v(x), h=k.shape[1])
         if self.rotary is not None:  # places turn queries and keys, never values
             q, k = self.rotary(q), self.rotary(k)
-        return self.out(rearrange(self.mechanism(q, k, v), "b h n e -> b n (h e)"))
+        options = {} if self.bias is None else {"bias": self.bias}
+        out = self.mechanism(q if self.scale == 1 else q * self.scale, k, v, **options)
+        return self.out(rearrange(out, "b h n e -> b n (h e)"))
 
 
 def self_attention(
@@ -160,7 +221,50 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
 
 
 class Residual(nn.Sequential):
-    """x + layers(x)."""
+    """x + layers(x); in training a sample goes without the layers with probability `drop`.
+
+    Stochastic depth: Huang et al. 2016, equation 5, what is kept scaled up instead of later down.
+    """
+
+    def __init__(self, *layers: nn.Module, drop: float = 0.0):
+        super().__init__(*layers)
+        self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        branch = super().forward(x)
+        if self.training and self.drop:
+            kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop
+            branch = branch * kept / (1 - self.drop)
+        return x + branch
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch normalisation of each channel over samples and tokens: (b n c) -> same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+class LinearNorm(nn.Sequential):
+    """A linear map without bias, then batch normalisation that starts with gain `gain`."""
+
+    def __init__(self, dim: int, out: int, gain: float = 1.0):
+        super().__init__(nn.Linear(dim, out, bias=False), TokenNorm(out))
+        nn.init.constant_(self[1].weight, gain)
+
+
+class Subsample(nn.Module):
+    """Every `stride`-th row and column of a grid of tokens: (b n c) -> (b n' c)."""
+
+    def __init__(self, grid: Grid, stride: int):
+        super().__init__()
+        self.grid, self.stride = grid, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (self.grid.rows, self.grid.columns))
+        return x[:, :: self.stride, :: self.stride].flatten(1, 2)
+
+
+def shrunk(grid: Grid, stride: int) -> Grid:
+    """The grid that every `stride`-th row and column leaves; extra tokens stay."""
+    return Grid(-(-grid.rows // stride), -(-grid.columns // stride), grid.extra)

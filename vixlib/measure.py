@@ -26,7 +26,7 @@ def flops(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
     (on a CPU it counts that as none). Softmax, norms and Fourier transforms are not counted.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = make()
+        model = make().eval()
         model(*(torch.empty(shape) for shape in shapes))
     return counter.get_total_flops()
 

@@ -3,12 +3,19 @@
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from vixlib.attention import Grid
 from vixlib.errors import BadInput, whole
-from vixlib.layers import PatchEmbedding, Positions, Residual, mlp
+from vixlib.layers import (
+    PatchEmbedding,
+    Positions,
+    Residual,
+    check_images,
+    check_size,
+    mlp,
+    tokens_of,
+)
 
 
 class ViX(nn.Module):
@@ -36,9 +43,8 @@ class ViX(nn.Module):
         std: float = 0.02,
     ):
         super().__init__()
-        self.size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        whole("patch_size", patch_size)
-        if len(self.size) != 2 or any(whole("image_size", s) % patch_size for s in self.size):
+        self.size = check_size(image_size)
+        if any(side % whole("patch_size", patch_size) for side in self.size):
             raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
         whole("dim", dim), whole("classes", classes)
         self.grid = grid = Grid(*(side // patch_size for side in self.size), extra=int(cls))
@@ -52,12 +58,8 @@ class ViX(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != (3, *self.size):
-            raise BadInput(
-                f"ViX: expected images (batch, 3, {self.size[0]}, {self.size[1]}), "
-                f"got {tuple(images.shape)}"
-            )
-        x = rearrange(self.embedding(images), "b c r s -> b (r s) c")
+        check_images(images, self.size)
+        x = tokens_of(self.embedding(images))
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         x = self.blocks(self.positions(x))

@@ -1,0 +1,74 @@
+"""CCX: the compact convolutional transformer with any attention (CCT, CCL, CCP, CCN)."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from vixlib.attention import Grid, Mechanism, Softmax
+from vixlib.errors import whole
+from vixlib.layers import (
+    Positions,
+    Residual,
+    check_images,
+    check_size,
+    mlp,
+    self_attention,
+    shrunk,
+    tokens_of,
+)
+
+
+class CCX(nn.Module):
+    """Convolutions and max-pools make tokens; blocks normalise between attention and MLP.
+
+    Hassani et al. 2021. Kept with every mechanism: tokenizer, learned positions, the block's norm
+    between its two halves, stochastic depth (up to `drop`, linearly in depth), sequence pooling. A
+    dropout inside attention, 0.1 in the original, is left out: linear mechanisms hold no matrix to
+    drop from. Called with images (b 3 H W), returns scores (b classes).
+    """
+
+    def __init__(
+        self,
+        *,
+        mechanism: Callable[..., Mechanism] = Softmax,
+        image_size: int | tuple[int, int] = 32,
+        classes: int = 10,
+        stem: Sequence[int] = (2, 1, 1),
+        pool: int = 1,
+        dim: int = 128,
+        depth: int = 4,
+        dim_head: int = 32,
+        mlp_ratio: int = 4,
+        drop: float = 0.1,
+        std: float = 0.02,
+    ):
+        super().__init__()
+        self.size = check_size(image_size)
+        self.tokenizer, grid = nn.Sequential(), Grid(*self.size)
+        widths = 3, *[64] * (len(stem) - 1), dim
+        for i, stride in enumerate(stem):
+            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1, bias=False)
+            self.tokenizer.extend([conv, nn.ReLU(), nn.MaxPool2d(3, pool, padding=1)])
+            grid = shrunk(shrunk(grid, stride), pool)
+        self.positions = Positions(dim, grid, std)
+        self.blocks = nn.Sequential()
+        for i in range(depth):
+            rate = drop * i / max(1, depth - 1)
+            attention = self_attention(dim, grid, mechanism=mechanism, dim_head=dim_head)
+            self.blocks.extend(
+                [
+                    Residual(nn.LayerNorm(dim), attention, drop=rate),
+                    nn.LayerNorm(dim),
+                    Residual(mlp(dim, mlp_ratio * dim), drop=rate),
+                ]
+            )
+        self.norm = nn.LayerNorm(dim)
+        self.importance = nn.Linear(dim, 1)
+        self.head = nn.Linear(dim, whole("classes", classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.size)
+        x = self.positions(tokens_of(self.tokenizer(images)))
+        x = self.norm(self.blocks(x))
+        weights = self.importance(x).softmax(1)  # sequence pooling: equation 3
+        return self.head((weights.mT @ x)[:, 0])

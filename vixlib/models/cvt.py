@@ -1,0 +1,121 @@
+"""CvX: convolutions in embedding and projections, with any attention (CvT, CvL, CvP, CvN)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.errors import whole
+from vixlib.layers import (
+    MultiHead,
+    Residual,
+    check_images,
+    check_size,
+    mlp,
+    shrunk,
+    tokens_of,
+)
+
+
+class ConvolutionalProjection(nn.Module):
+    """Depthwise convolution and batch norm over the grid, then a linear map: (b n c) -> (b n' c).
+
+    Wu et al. 2021, equation 2. Extra tokens (CLS) go around the convolution.
+    """
+
+    def __init__(self, dim: int, grid: Grid, stride: int = 1):
+        super().__init__()
+        self.grid = grid
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, stride, padding=1, groups=dim, bias=False), nn.BatchNorm2d(dim)
+        )
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        extra, image = x.split([self.grid.extra, self.grid.rows * self.grid.columns], 1)
+        image = self.depthwise(image.mT.unflatten(2, (self.grid.rows, self.grid.columns)))
+        return self.linear(torch.cat([extra, tokens_of(image)], 1))
+
+
+def convolutional_attention(
+    dim: int,
+    grid: Grid,
+    *,
+    mechanism: Callable[..., Mechanism] = Softmax,
+    dim_head: int = 32,
+    stride: int = 2,
+) -> MultiHead:
+    """A token mixer: convolutional projections, keys and values on every `stride`-th place.
+
+    As in CvT, scores are divided by the root of dim, not of a head's width.
+    """
+    made = attend(mechanism, dim // dim_head, dim_head, grid, shrunk(grid, stride))
+    project = partial(ConvolutionalProjection, dim, grid)
+    out = nn.Linear(dim, dim)
+    scale = (dim_head / dim) ** 0.5
+    return MultiHead(made, project(), project(stride), project(stride), out, scale=scale)
+
+
+class CvX(nn.Module):
+    """Stages, each a convolution that makes fewer, wider tokens, then transformer blocks.
+
+    Wu et al. 2021. Kept with every mechanism: convolutional embeddings and projections, strided
+    keys and values, CLS in the last stage only, no positions. Nyström has no residual convolution
+    here, since queries and keys lie on different grids; the attention alone mixes neighbours.
+    With `cls=False` the mean of all tokens is read out, without a norm. Called with images
+    (b 3 H W), returns scores (b classes).
+    """
+
+    def __init__(
+        self,
+        *,
+        mechanism: Callable[..., Mechanism] = Softmax,
+        mixer: Callable[..., nn.Module] = convolutional_attention,
+        image_size: int | tuple[int, int] = 32,
+        classes: int = 10,
+        strides: Sequence[int] = (2, 1, 2),
+        kernels: Sequence[int] = (3, 3, 3),
+        widths: Sequence[int] = (64, 96, 128),
+        heads: Sequence[int] = (2, 3, 4),
+        depths: Sequence[int] = (1, 1, 2),
+        mlp_ratio: int = 4,
+        cls: bool = True,
+        std: float = 0.02,
+    ):
+        super().__init__()
+        self.size = check_size(image_size)
+        grid, last = Grid(*self.size), 3
+        self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
+        for i, dim in enumerate(widths):
+            padding = (kernels[i] - strides[i] + 1) // 2 if kernels[i] > 3 else 1
+            self.embeddings.append(nn.Conv2d(last, dim, kernels[i], strides[i], padding))
+            self.norms.append(nn.LayerNorm(dim))
+            grid = shrunk(grid, strides[i])
+            if cls and i == len(widths) - 1:
+                grid = grid._replace(extra=1)
+            stage = nn.Sequential()
+            for _ in range(depths[i]):
+                attention = mixer(dim, grid, mechanism=mechanism, dim_head=dim // heads[i])
+                stage.append(Residual(nn.LayerNorm(dim), attention))
+                stage.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
+            self.stages.append(stage)
+            last = dim
+        self.cls = nn.Parameter(torch.randn(1, dim) * std) if cls else None
+        self.norm = nn.LayerNorm(dim) if cls else nn.Identity()
+        self.head = nn.Linear(dim, whole("classes", classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.size)
+        x = images
+        for embedding, norm, stage in zip(self.embeddings, self.norms, self.stages, strict=True):
+            x = embedding(x)
+            rows, columns = x.shape[2:]
+            x = norm(tokens_of(x))
+            if self.cls is not None and stage is self.stages[-1]:
+                x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
+            x = stage(x)
+            if stage is not self.stages[-1]:
+                x = x.mT.unflatten(2, (rows, columns))
+        return self.head(self.norm(x.mean(1) if self.cls is None else x[:, 0]))
