@@ -33,7 +33,7 @@ class CCX(nn.Module):
         mechanism: Callable[..., Mechanism] = Softmax,
         image_size: int | tuple[int, int] = 32,
         classes: int = 10,
-        stem: Sequence[int] = (2, 1, 1),
+        stem: Sequence[int] = (1, 1, 1),
         pool: int = 1,
         dim: int = 128,
         depth: int = 4,
@@ -50,6 +50,7 @@ class CCX(nn.Module):
             conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1, bias=False)
             self.tokenizer.extend([conv, nn.ReLU(), nn.MaxPool2d(3, pool, padding=1)])
             grid = shrunk(shrunk(grid, stride), pool)
+        self.grid = grid
         self.positions = Positions(dim, grid, std)
         self.blocks = nn.Sequential()
         for i in range(depth):

@@ -75,7 +75,7 @@ class CvX(nn.Module):
         mixer: Callable[..., nn.Module] = convolutional_attention,
         image_size: int | tuple[int, int] = 32,
         classes: int = 10,
-        strides: Sequence[int] = (2, 1, 2),
+        strides: Sequence[int] = (1, 1, 2),
         kernels: Sequence[int] = (3, 3, 3),
         widths: Sequence[int] = (64, 96, 128),
         heads: Sequence[int] = (2, 3, 4),
@@ -93,6 +93,7 @@ class CvX(nn.Module):
             self.embeddings.append(nn.Conv2d(last, dim, kernels[i], strides[i], padding))
             self.norms.append(nn.LayerNorm(dim))
             grid = shrunk(grid, strides[i])
+            self.grid = grid if not i else self.grid  # of the first stage
             if cls and i == len(widths) - 1:
                 grid = grid._replace(extra=1)
             stage = nn.Sequential()

@@ -34,7 +34,7 @@ class LeViX(nn.Module):
         mechanism: Callable[..., Mechanism] = Softmax,
         image_size: int | tuple[int, int] = 32,
         classes: int = 10,
-        stem: Sequence[int] = (2, 1, 1),
+        stem: Sequence[int] = (1, 1, 1),
         widths: Sequence[int] = (64, 96, 128),
         heads: Sequence[int] = (2, 3, 4),
         depths: Sequence[int] = (2, 2, 2),
@@ -49,7 +49,8 @@ class LeViX(nn.Module):
             conv = nn.Conv2d(last, width, 3, stride, padding=1, bias=False)
             self.stem.extend([conv, nn.BatchNorm2d(width), nn.Hardswish()])
             last, grid = width, shrunk(grid, stride)
-        del self.stem[-1]
+        del self.stem[-1]  # the last convolution goes without
+        self.grid = grid  # of the first stage
         self.blocks = nn.Sequential()
 
         def attention(dim: int, out: int, heads: int, value: int, stride: int = 1) -> MultiHead:

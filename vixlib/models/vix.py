@@ -1,11 +1,12 @@
 """ViX: one vision transformer whose token mixer is an argument (ViT, ViL, ViP, ViN, FNet, ...)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Grid
+from vixlib.attention import Grid, Mechanism, Softmax
 from vixlib.errors import BadInput, whole
 from vixlib.layers import (
     PatchEmbedding,
@@ -14,6 +15,7 @@ from vixlib.layers import (
     check_images,
     check_size,
     mlp,
+    self_attention,
     tokens_of,
 )
 
@@ -34,6 +36,7 @@ class ViX(nn.Module):
         embedding: Callable[[int, int], nn.Module] = PatchEmbedding,
         positions: bool = True,
         cls: bool = True,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
         image_size: int | tuple[int, int] = 32,
         patch_size: int = 1,
         classes: int = 10,
@@ -53,9 +56,9 @@ class ViX(nn.Module):
         self.positions = Positions(dim, grid, std) if positions else nn.Identity()
         self.blocks = nn.Sequential()
         for _ in range(whole("depth", depth)):
-            self.blocks.append(Residual(nn.LayerNorm(dim), mixer(dim, grid)))
-            self.blocks.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
-        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+            self.blocks.append(Residual(norm(dim), mixer(dim, grid)))
+            self.blocks.append(Residual(norm(dim), mlp(dim, mlp_ratio * dim)))
+        self.head = nn.Sequential(norm(dim), nn.Linear(dim, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.size)
@@ -64,3 +67,18 @@ class ViX(nn.Module):
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         x = self.blocks(self.positions(x))
         return self.head(x.mean(1) if self.cls is None else x[:, 0])
+
+
+class AttentionViX(ViX):
+    """A ViX whose token mixer is attention with a mechanism, learned or rotary positions."""
+
+    def __init__(
+        self,
+        *,
+        mechanism: Callable[..., Mechanism] = Softmax,
+        dim_head: int = 32,
+        rotary: bool = False,
+        **host,
+    ):
+        mixer = partial(self_attention, mechanism=mechanism, dim_head=dim_head, rotary=rotary)
+        super().__init__(mixer=mixer, **host)

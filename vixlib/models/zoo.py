@@ -1,6 +1,6 @@
 """Every system that the paper names, one row each, and `build`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +9,11 @@ from torch import nn
 from vixlib.attention import Linformer, Mechanism, Nystrom, Performer, Softmax
 from vixlib.errors import BadInput, one_of
 from vixlib.layers import ConvolutionalEmbedding, Fourier, TokenMLP, self_attention
-from vixlib.models.vix import ViX
+from vixlib.models.cct import CCX
+from vixlib.models.cvt import CvX
+from vixlib.models.levit import LeViX
+from vixlib.models.vix import AttentionViX, ViX
+from vixlib.models.yardsticks import ConvMixer, ResNet
 
 MECHANISMS = {
     "softmax": Softmax,
@@ -20,48 +24,75 @@ MECHANISMS = {
 LETTERS = dict(zip("TLPN", MECHANISMS, strict=True))
 
 HYBRID = {"embedding": ConvolutionalEmbedding}
-MIXER = {"positions": False, "cls": False, "mlp_ratio": 1}
+ROPE = {"positions": False, "rotary": True}
+MIXER = {"mixer": TokenMLP, "positions": False, "cls": False, "mlp_ratio": 1}
+# the authors' simplified hosts: of LeViT the convolutions alone are left, of CvT the embeddings
+LEVIT_RELEASED = HYBRID | {"positions": False, "cls": False, "norm": nn.Identity}
+CVT_RELEASED = {
+    "mixer": self_attention,
+    "strides": (1, 1, 1),
+    "widths": (128,) * 3,
+    "heads": (4,) * 3,
+    "mlp_ratio": 2,
+    "cls": False,
+}
 
 
 class System(NamedTuple):
-    """One row: how a named system is made. `family` has {} where the mechanism's letter goes."""
+    """One row: how a named system is made. `family` has {} where the mechanism's letter goes.
+
+    `note` says what is not the paper's own: "ours", "as released", "yardstick".
+    """
 
     name: str
     family: str
     token_mixer: str
     host: Callable[..., nn.Module]
     options: dict
-    mixer: Callable[..., nn.Module]
     mechanism: Callable[..., Mechanism] | None = None
+    note: str = ""
 
 
-def _vix(family: str, options: dict, *, rotary: bool = False, **own: Callable) -> list[System]:
-    """The four members of a family; `own` says where it differs from a mechanism's defaults."""
-    mixer = partial(self_attention, rotary=rotary)
-    options = options | {"positions": not rotary}
-    return [
-        System(
-            family.format(letter), family, name, ViX, options, mixer, {**MECHANISMS, **own}[name]
-        )
-        for letter, name in LETTERS.items()
-    ]
-
-
-def _mixer(name: str, token_mixer: type[nn.Module], options: dict) -> System:
-    return System(name, name, token_mixer.__name__.lower(), ViX, options, token_mixer)
+def _family(
+    family: str,
+    host: Callable[..., nn.Module],
+    options: dict,
+    *,
+    letters: Iterable[str] = LETTERS,
+    notes: dict[str, str] | None = None,
+    **own: Callable[..., Mechanism],
+) -> list[System]:
+    """The members of a family; `own` says where it differs from a mechanism's defaults."""
+    rows = []
+    for letter in letters:
+        name, mixer = family.format(letter), LETTERS[letter]
+        mechanism = own.get(mixer, MECHANISMS[mixer])
+        note = (notes or {}).get(letter, "")
+        rows.append(System(name, family, mixer, host, options, mechanism, note))
+    return rows
 
 
 # As released, values are the keys in every Linformer, and plain ViL has one head of them.
 _shared = partial(Linformer, shared=True)
+_ours = {"L": "ours"}
+_released = {"letters": "PN", "notes": dict.fromkeys("PN", "as released")}
 _rows = [
-    *_vix("Vi{}", {}, linformer=partial(_shared, kv_heads=1)),
-    *_vix("Vi{}-RoPE", {}, linformer=_shared, rotary=True),
-    *_vix("HybridVi{}", HYBRID, linformer=_shared),
-    *_vix("HybridVi{}-RoPE", HYBRID, linformer=_shared, rotary=True),
-    _mixer("FNet", Fourier, {}),
-    _mixer("HybridFNet", Fourier, HYBRID),
-    _mixer("MLPMixer", TokenMLP, MIXER),
-    _mixer("HybridMLPMixer", TokenMLP, MIXER | HYBRID),
+    *_family("Vi{}", AttentionViX, {}, linformer=partial(_shared, kv_heads=1)),
+    *_family("Vi{}-RoPE", AttentionViX, ROPE, linformer=_shared),
+    *_family("HybridVi{}", AttentionViX, HYBRID, linformer=_shared),
+    *_family("HybridVi{}-RoPE", AttentionViX, HYBRID | ROPE, linformer=_shared),
+    System("FNet", "FNet", "fourier", ViX, {"mixer": Fourier}),
+    System("HybridFNet", "HybridFNet", "fourier", ViX, {"mixer": Fourier, **HYBRID}),
+    System("MLPMixer", "MLPMixer", "tokenmlp", ViX, MIXER),
+    System("HybridMLPMixer", "HybridMLPMixer", "tokenmlp", ViX, MIXER | HYBRID),
+    *_family("LeVi{}", LeViX, {}, notes=_ours),
+    *_family("CC{}", CCX, {}, notes=_ours),
+    *_family("Cv{}", CvX, {}, notes=_ours),
+    *_family("LeVi{}-released", AttentionViX, LEVIT_RELEASED, **_released),
+    *_family("Cv{}-released", CvX, CVT_RELEASED, **_released),
+    System("ResNet-20", "ResNet", "convolution", ResNet, {"pairs": 3}, note="yardstick"),
+    System("ResNet-56", "ResNet", "convolution", ResNet, {"pairs": 9}, note="yardstick"),
+    System("ConvMixer-256/8", "ConvMixer", "convolution", ConvMixer, {}, note="yardstick"),
 ]
 SYSTEMS = {row.name: row for row in _rows}
 
@@ -77,18 +108,14 @@ def system(name: str) -> System:
 
 
 def build(
-    name: str,
-    *,
-    attention: str | Callable[..., Mechanism] | None = None,
-    dim_head: int | None = None,
-    **sizes,
+    name: str, *, attention: str | Callable[..., Mechanism] | None = None, **sizes
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
 
     `attention` swaps the mechanism: a name ("softmax", "linformer", "performer", "nystrom") gives
     the sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial
     gives its own defaults. `sizes` are the host's: image_size (an int or (height, width)),
-    patch_size, classes, dim, depth, ... Heads are dim / dim_head of them, 32 wide unless said.
+    classes, and for the ViX patch_size, dim, depth, dim_head (32 unless said), ...
     """
     row = system(name)
     mechanism = row.mechanism
@@ -99,9 +126,9 @@ def build(
         mechanism = attention
         if isinstance(attention, str):
             one_of("attention", attention, MECHANISMS)
-            siblings = (r for r in SYSTEMS.values() if r.family == row.family)
-            mechanism = next(r.mechanism for r in siblings if r.token_mixer == attention)
-    mixer = row.mixer
-    if mechanism is not None:
-        mixer = partial(mixer, mechanism=mechanism, **({"dim_head": dim_head} if dim_head else {}))
-    return row.host(mixer=mixer, **{**row.options, **sizes})
+            siblings = {
+                r.token_mixer: r.mechanism for r in SYSTEMS.values() if r.family == row.family
+            }
+            mechanism = siblings.get(attention, MECHANISMS[attention])
+    chosen = {} if mechanism is None else {"mechanism": mechanism}
+    return row.host(**{**row.options, **chosen, **sizes})
