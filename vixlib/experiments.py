@@ -23,28 +23,70 @@ from torch import Tensor
 
 from vixlib import ROOT, data, measure
 from vixlib.errors import BadInput, CheckpointError, DataError, RecordError, one_of, whole
+from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
 from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Size and budget of a run, never its recipe."""
+    """Size and budget of a run, never its recipe.
+
+    `sizes` are what the models of a host, or of one family of it, are built with; a host that
+    needs it has its own budget there, too.
+    """
 
     dataset: str
     image_size: int
-    patch_size: int
-    dim: int
-    depth: int
     epochs: int
+    sizes: dict[str, dict]
     train_images: int | None = None  # None: all
     watch_images: int | None = None  # test images looked at after each epoch; the last sees all
 
 
 PROFILES = {
-    "quick": Profile("digits", 16, 2, 32, 2, epochs=40),
-    "laptop": Profile("cifar10", 32, 2, 64, 2, 6, train_images=10_000, watch_images=2_000),
-    "paper": Profile("cifar10", 32, 1, 128, 4, epochs=25),
+    "quick": Profile(  # 64 tokens
+        "digits",
+        image_size=16,
+        epochs=50,
+        sizes={
+            "ViX": {"patch_size": 2, "dim": 32, "depth": 2},
+            "LeViX": {
+                **{"stem": (2, 1, 1), "widths": (32, 48, 64), "heads": (1, 2, 2)},
+                **{"depths": (1, 1, 1), "epochs": 15},
+            },
+            "CCX": {"stem": (2, 1, 1), "dim": 32, "depth": 2, "epochs": 15},
+            "CvX": {
+                **{"strides": (2, 1, 2), "widths": (32, 32, 64), "heads": (1, 1, 2)},
+                **{"depths": (1, 1, 1), "epochs": 20},
+            },
+            "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
+            "ResNet": {"widths": (8, 16, 32), "epochs": 10},
+            "ConvMixer": {"patch_size": 2, "dim": 32, "depth": 4, "epochs": 10},
+        },
+    ),
+    "laptop": Profile(  # 256 tokens
+        "cifar10",
+        image_size=32,
+        epochs=6,
+        train_images=10_000,
+        watch_images=2_000,
+        sizes={
+            "ViX": {"patch_size": 2, "dim": 64, "depth": 2},
+            "LeViX": {"stem": (2, 1, 1), "epochs": 3},
+            "CCX": {"stem": (2, 1, 1), "dim": 64, "depth": 2},
+            "CvX": {"strides": (2, 1, 2), "epochs": 3},
+            "Cv{}-released": {"strides": (2, 1, 1), "widths": (64,) * 3, "heads": (2,) * 3},
+            "ResNet": {"widths": (16, 32, 64), "epochs": 3},
+            "ConvMixer": {"patch_size": 2, "dim": 256, "depth": 8, "epochs": 1},
+        },
+    ),
+    "paper": Profile(  # 1,024 tokens: the defaults of every host
+        "cifar10",
+        image_size=32,
+        epochs=25,
+        sizes={"ViX": {"patch_size": 1, "dim": 128, "depth": 4}},
+    ),
 }
 
 
@@ -71,14 +113,17 @@ TABLES = {
     "hybrid": ["HybridViT", "HybridViL", "HybridViP", "HybridViN"],
     "rope": ["ViT-RoPE", "ViL-RoPE", "ViP-RoPE", "ViN-RoPE"],
     "hybrid-rope": ["HybridViT-RoPE", "HybridViL-RoPE", "HybridViP-RoPE", "HybridViN-RoPE"],
+    "levit": ["LeViT", "LeViN", "LeViP", "LeViL", "LeViN-released", "LeViP-released"],
+    "cct": ["CCT", "CCN", "CCP", "CCL"],
+    "cvt": ["CvT", "CvN", "CvP", "CvL", "CvN-released", "CvP-released"],
     "mixers": ["FNet", "HybridFNet", "MLPMixer", "HybridMLPMixer"],
+    "yardsticks": ["ResNet-20", "ResNet-56", "ConvMixer-256/8"],
 }
 # the order in which the paper's claims need them: what a queue takes first
 QUEUE = [
     *("ViT", "ViN", "ViP", "ViL", "HybridViT", "HybridViN", "HybridViP", "HybridViL"),
-    *TABLES["rope"],
-    *TABLES["hybrid-rope"],
-    *TABLES["mixers"],
+    *(name for table in ("cct", "levit", "rope", "hybrid-rope", "cvt") for name in TABLES[table]),
+    *(name for table in ("mixers", "yardsticks") for name in TABLES[table]),
 ]
 
 # what may differ between the records of two equal runs
@@ -100,17 +145,26 @@ class Run:
         one_of("profile", self.profile, PROFILES)
         one_of("recipe", self.recipe, RECIPES)
         whole("seed", self.seed, 0)
-        legal = {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
+        types = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
+        types = {name: type(value) for name, value in self.sizes.items()} | types
         for name, value in self.overrides:
-            one_of("setting", name, legal)
-            if not isinstance(value, legal[name]) or (type(value) is int and value < 1):
-                kind = getattr(legal[name], "__name__", legal[name])
+            one_of("setting", name, types)
+            if not isinstance(value, types[name]) or (type(value) is int and value < 1):
+                kind = getattr(types[name], "__name__", types[name])
                 raise BadInput(f"{name}: expected {kind}, at least 1 if whole; got {value!r}")
 
     @property
+    def sizes(self) -> dict:
+        """What its profile says of its family or host: sizes of the model, perhaps a budget."""
+        row, sizes = system(self.system), PROFILES[self.profile].sizes
+        hosts = [kind.__name__ for kind in row.host.__mro__]
+        return next((sizes[key] for key in (row.family, *hosts) if key in sizes), {})
+
+    @property
     def settings(self) -> dict:
-        """Every field of profile and recipe, the overrides applied."""
-        settings = asdict(PROFILES[self.profile]) | asdict(RECIPES[self.recipe])
+        """Every field of profile, sizes and recipe, the overrides applied."""
+        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(RECIPES[self.recipe])
+        del settings["sizes"]
         settings |= dict(self.overrides)
         if settings["batch"] is None:
             settings["batch"] = released_batch(self.system)
@@ -121,7 +175,7 @@ class Run:
         """The stem of its record's file name."""
         changed = [f"{key}={value}" for key, value in self.overrides]
         parts = self.system, self.settings["dataset"], self.recipe, f"seed{self.seed}", *changed
-        return ".".join(parts)
+        return ".".join(parts).replace("/", "-")
 
     @property
     def path(self) -> Path:
@@ -142,17 +196,17 @@ class Run:
             f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
         )
 
-    @property
-    def tokens(self) -> int:
-        """Patches of an image."""
-        return (self.settings["image_size"] // self.settings["patch_size"]) ** 2
-
     def build(self) -> torch.nn.Module:
         """Its untrained model, the same at every call."""
-        keys = "image_size", "patch_size", "dim", "depth", "std"
+        s = self.settings
+        sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
         torch.manual_seed(self.seed)
-        classes = len(data.CLASSES[self.settings["dataset"]])
-        return build(self.system, classes=classes, **{key: self.settings[key] for key in keys})
+        model = build(self.system, classes=len(data.CLASSES[s["dataset"]]), **sizes)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.startswith(("cls", "positions")):
+                    parameter *= s["std"] / FRESH_STD
+        return model
 
     def fingerprint(self) -> torch.Tensor:
         """Scores of the untrained model for eight seeded inputs: they change when the code does."""
@@ -160,6 +214,11 @@ class Run:
         images = torch.randn(8, 3, *model.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return model(images).flatten()
+
+
+def tokens(model: torch.nn.Module) -> int:
+    """Places of an image in the first layer that mixes tokens; 0 for a network without tokens."""
+    return model.grid.rows * model.grid.columns if hasattr(model, "grid") else 0
 
 
 def records_folder(profile: str) -> Path:
@@ -270,7 +329,7 @@ def perform(
         **s,
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
-        "tokens": run.tokens,
+        "tokens": tokens(model),
         "parameters": measure.parameters(model),
         "flops": measure.flops(run.build, (1, 3, *model.size)),
         "top1": top1,

@@ -36,6 +36,9 @@ def tokens_of(image: Tensor) -> Tensor:
     return rearrange(image, "b c r s -> b (r s) c")
 
 
+FRESH_STD = 0.02  # spread of fresh positions and CLS; the released code's is 1
+
+
 class PatchEmbedding(nn.Conv2d):
     """Each patch of an image to one token: (b 3 H W) -> (b c r s). Dosovitskiy et al. 2021."""
 
@@ -66,10 +69,10 @@ class ConvolutionalEmbedding(nn.Sequential):
 class Positions(nn.Module):
     """A learned vector added to each token; the table is kept as an image, CLS apart."""
 
-    def __init__(self, dim: int, grid: Grid, std: float):
+    def __init__(self, dim: int, grid: Grid):
         super().__init__()
-        self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * std)
-        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
+        self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * FRESH_STD)
+        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.extra, rearrange(self.table, "c r s -> (r s) c")])

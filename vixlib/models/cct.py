@@ -40,7 +40,6 @@ class CCX(nn.Module):
         dim_head: int = 32,
         mlp_ratio: int = 4,
         drop: float = 0.1,
-        std: float = 0.02,
     ):
         super().__init__()
         self.size = check_size(image_size)
@@ -51,7 +50,7 @@ class CCX(nn.Module):
             self.tokenizer.extend([conv, nn.ReLU(), nn.MaxPool2d(3, pool, padding=1)])
             grid = shrunk(shrunk(grid, stride), pool)
         self.grid = grid
-        self.positions = Positions(dim, grid, std)
+        self.positions = Positions(dim, grid)
         self.blocks = nn.Sequential()
         for i in range(depth):
             rate = drop * i / max(1, depth - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vixlib.attention import Grid, Mechanism, Softmax, attend
 from vixlib.errors import whole
 from vixlib.layers import (
+    FRESH_STD,
     MultiHead,
     Residual,
     check_images,
@@ -82,7 +83,6 @@ class CvX(nn.Module):
         depths: Sequence[int] = (1, 1, 2),
         mlp_ratio: int = 4,
         cls: bool = True,
-        std: float = 0.02,
     ):
         super().__init__()
         self.size = check_size(image_size)
@@ -103,7 +103,7 @@ class CvX(nn.Module):
                 stage.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
             self.stages.append(stage)
             last = dim
-        self.cls = nn.Parameter(torch.randn(1, dim) * std) if cls else None
+        self.cls = nn.Parameter(torch.randn(1, dim) * FRESH_STD) if cls else None
         self.norm = nn.LayerNorm(dim) if cls else nn.Identity()
         self.head = nn.Linear(dim, whole("classes", classes))
 

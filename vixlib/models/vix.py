@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vixlib.attention import Grid, Mechanism, Softmax
 from vixlib.errors import BadInput, whole
 from vixlib.layers import (
+    FRESH_STD,
     PatchEmbedding,
     Positions,
     Residual,
@@ -26,7 +27,7 @@ class ViX(nn.Module):
     Dosovitskiy et al. 2021 with pre-normalisation; Jeevan and Sethi 2021 for the mixers. Called
     with normalised images (b 3 H W), returns scores (b classes). `mixer` and `embedding` are built
     as mixer(dim, grid) and embedding(dim, patch_size). With `cls` a learned token is read out at
-    the end, else the mean of all. `std` is the spread of fresh positions and CLS.
+    the end, else the mean of all.
     """
 
     def __init__(
@@ -43,7 +44,6 @@ class ViX(nn.Module):
         dim: int = 128,
         depth: int = 4,
         mlp_ratio: int = 2,
-        std: float = 0.02,
     ):
         super().__init__()
         self.size = check_size(image_size)
@@ -52,8 +52,8 @@ class ViX(nn.Module):
         whole("dim", dim), whole("classes", classes)
         self.grid = grid = Grid(*(side // patch_size for side in self.size), extra=int(cls))
         self.embedding = embedding(dim, patch_size)
-        self.cls = nn.Parameter(torch.randn(grid.extra, dim) * std) if cls else None
-        self.positions = Positions(dim, grid, std) if positions else nn.Identity()
+        self.cls = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD) if cls else None
+        self.positions = Positions(dim, grid) if positions else nn.Identity()
         self.blocks = nn.Sequential()
         for _ in range(whole("depth", depth)):
             self.blocks.append(Residual(norm(dim), mixer(dim, grid)))
