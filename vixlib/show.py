@@ -311,7 +311,7 @@ def attention_maps(
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
-    grid, columns = Grid(*grid), min(max(len(maps), 2), 4)
+    grid, columns = Grid(*grid), min(max(len(maps), 3), 4)
     rows = math.ceil(len(maps) / columns)
     fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
     axes = _panels(fig, rows, columns)
@@ -429,7 +429,7 @@ def cost(
         ends.append((line.index[-1], line.iloc[-1], name, tint))
         for at in crossings(table.get("softmax", table[mechanism]), table[mechanism]):
             ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
-            rings.append((*at, f"{float(f'{at[0]:.2g}'):,.0f} tokens", tint))
+            rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
     ticks = table.index[:: math.ceil(len(table) / 8)]
     ax.set(xlabel="tokens", ylabel="FLOPs", xscale="log", yscale="log")
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
