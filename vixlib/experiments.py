@@ -42,7 +42,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile("digits", 16, 2, 32, 2, epochs=40),
+    "quick": Profile("digits", 16, 2, 32, 2, epochs=50),
     "laptop": Profile("cifar10", 32, 2, 64, 2, 6, train_images=10_000, watch_images=2_000),
     "paper": Profile("cifar10", 32, 1, 128, 4, epochs=25),
 }
