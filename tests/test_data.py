@@ -263,10 +263,10 @@ class TestMirrors:
             monkeypatch.setenv("VIXLIB_MIRROR", "not a url")
             with pytest.raises(DataError) as caught:
                 data.load("cifar10")
-        first, *reasons = str(caught.value).splitlines()
+        first, reasons = str(caught.value).split(" (", 1)
         assert "--data DIR" in first
         for line, mirror, reason in zip(
-            reasons,
+            reasons.split("; "),
             ("not a url", *mirrors),
             ("unknown url type", "404", "expected md5", "timed out"),
             strict=True,

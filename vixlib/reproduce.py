@@ -1,6 +1,7 @@
 """Everything in one go: train what is missing, execute every notebook, say where it all lies."""
 
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
@@ -90,6 +91,10 @@ class _KernelManager(AsyncKernelManager):
         if os.name == "posix":
             options |= {"transport": "ipc", "ip": tempfile.mkdtemp(prefix="vix") + "/k"}
         super().__init__(**options)
+
+    async def start_kernel(self, **options):
+        """What goes wrong comes through the protocol; standard error has only its farewell."""
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
 
 
 def _strip(executed: Path, target: Path) -> None:
