@@ -218,6 +218,7 @@ def classes(page: Page) -> list[str]:
         f"a class outside exercises: {where(cell)}"
         for cell, tree in page.python
         if "exercise" not in tags(cell)
+        and not page.solution
         and any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
     ]
 
@@ -253,13 +254,21 @@ def semicolons(page: Page) -> list[str]:
 
 def paths(page: Page) -> list[str]:
     """No relative paths, and no folders of the machine that executed it."""
-    wrong = [f"a relative path: {where(cell)}" for cell in page.cells if "../" in cell.source]
+    wrong = [f"a relative path: {where(cell)}" for cell in page.code if "../" in cell.source]
     ours = re.compile(r"/(work|tmp|root|home|Users)/|site-packages|[A-Z]:\\\\")
     seen = [f"{where(cell)}" for cell in page.cells if ours.search(cell.source)]
     seen += [
         f"an output: {text(output)[:60]!r}" for output in page.outputs if ours.search(text(output))
     ]
     return wrong + [f"a path of one machine in {place}" for place in seen]
+
+
+def links(page: Page) -> list[str]:
+    """Links to other notebooks lead to one."""
+    folder = FOLDER / "solutions" if page.solution else FOLDER
+    text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    found = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    return [f"a link to nowhere: {link}" for link in found if not (folder / link).exists()]
 
 
 def executed(page: Page) -> list[str]:
@@ -337,37 +346,45 @@ def small(page: Page) -> list[str]:
 
 
 def exercises(page: Page) -> list[str]:
-    """One to three stars before each exercise, the hardest last."""
-    found = stars(page)
-    if not found:
-        return ["no exercise"]
-    return [] if all(found) and found == sorted(found) else [f"exercises with {found} stars"]
+    """A line with one to three stars begins each exercise, the hardest last."""
+    found, wrong = stars(page), []
+    if not found or found != sorted(found) or found[-1] > 3:
+        wrong = [f"exercises with {found} stars"]
+    before = None
+    for cell in page.cells:
+        if "exercise" in tags(cell) and not page.solution and "★" not in before.source:
+            wrong.append(f"an exercise without stars: {where(cell)}")
+        before = cell if cell.cell_type == "markdown" else before
+    return wrong
 
 
 def solved(page: Page) -> list[str]:
     """In a solution every verdict is "right"."""
-    cells = [cell for cell in page.tagged("exercise") if page.solution]
+    cells = page.code if page.solution else []
     said = {cell["id"]: "\n".join(map(text, cell.outputs)) for cell in cells}
     return [f"cell {id}: {t[:60]!r}" for id, t in said.items() if re.search(r"not (tried )?yet", t)]
 
 
 RULES = [
     *(title, badges, promises, colab, parameters, imports, machine, length, short, median),
-    *(classes, shell, profiles, semicolons, paths, executed, errors, pictures, repeatable),
+    *(classes, shell, profiles, semicolons, paths, links, executed, errors, pictures, repeatable),
     *(traces, kernel, ids, known_tags, small, exercises, solved),
 ]
 
 
 def stars(page: Page) -> list[int]:
-    """How many stars each exercise has, by the text above its cell or cells."""
-    found, above = [], None
+    """How many stars each exercise has: a line of text begins with them.
+
+    In a notebook the text counts if its answer's cell follows; in solutions all text counts.
+    """
+    found, above = [], ""
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            above = cell
-        elif "exercise" in tags(cell) and above is not None:
-            runs = re.findall("★+", above.source)
-            found.append(len(runs[0]) if runs else 0)
-            above = None
+            above = "" if page.solution else cell.source
+            text = cell.source if page.solution else ""
+        else:
+            text, above = (above, "") if "exercise" in tags(cell) else ("", above)
+        found += [len(run) for run in re.findall(r"^[\W_]*?(★+)", text, re.MULTILINE)]
     return found
 
 
@@ -504,6 +521,7 @@ DOCTORED = [
     (paths, put('open("/work/main/data")')),
     (paths, add("stream", name="stdout", text="saved in /tmp/x")),
     (paths, add("execute_result", {"text/plain": "PosixPath('/root/vixlib')"}, execution_count=3)),
+    (links, put("**★** As in [that one](99_none.ipynb)?", at=-2)),
     (executed, lambda page: page.cells[7].update(execution_count=None)),
     (executed, lambda page: page.cells[7].update(execution_count=99)),
     (errors, add("error", ename="ValueError", evalue="no", traceback=[])),
@@ -527,6 +545,7 @@ DOCTORED = [
     (small, put("# " + "long " * 100_000)),
     (exercises, lambda page: page.cells[-1].metadata.clear()),
     (exercises, put("How many?", at=-2)),
+    (exercises, put("★★ How many?\n\n★ And how many now?", at=-2)),
 ]
 
 
@@ -564,10 +583,12 @@ def test_every_rule_is_tried():
 
 def test_stars_are_counted_once_an_exercise():
     page = good()
-    page.cells.append(copy.deepcopy(page.cells[-1]))
+    answer = page.cells[-1]
+    page.cells.append(answer)
     assert stars(page) == [1]
-    page.cells.extend([nbformat.v4.new_markdown_cell("**★★★** Write one."), page.cells[-1]])
-    assert stars(page) == [1, 3]
+    text = "## More\n\n- ★★ Write one (not as hard as ★★★).\n- ★★ Another."
+    page.cells.extend([nbformat.v4.new_markdown_cell(text), answer])
+    assert stars(page) == stars(page._replace(solution=True)) == [1, 2, 2]
 
 
 # ---- they run elsewhere ----

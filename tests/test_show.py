@@ -300,14 +300,15 @@ def test_gap_says_what_the_seeds_resolve(capsys):
     for one in ("ViN", "ViL", "ViP"):
         show.gap(frame, one, "ViT")
     assert capsys.readouterr().out.splitlines() == [
-        "ViN − ViT: −1.4 points, not resolved by 1 seed(s) (±3.0)",
-        "ViL − ViT: −6.0 points, resolved by 1 seed(s) (±3.0)",
+        "ViN − ViT: −1.4 points, within the noise of one seed, about ±3.0",
+        "ViL − ViT: −6.0 points, beyond the noise of one seed, about ±3.0",
         "ViP − ViT: no records yet",
     ]
     several = pd.DataFrame({"system": ["ViT"] * 3 + ["ViN"] * 3})
     several["top1"] = [48.0, 48.1, 47.9, 47.0, 47.1, 46.9]
     show.gap(several, "ViN", "ViT")
-    assert capsys.readouterr().out == "ViN − ViT: −1.0 points, resolved by 3 seed(s) (±0.4)\n"
+    said = "ViN − ViT: −1.0 points, beyond the noise of 3 seeds, ±0.4\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(

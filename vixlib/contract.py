@@ -45,6 +45,11 @@ def _far(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def _close(far: float, limit: float) -> tuple[bool, str]:
+    seen = f"below {limit:.0e}" if far < limit else f"{far:.0e}"
+    return far < limit, f"relative difference {seen}"
+
+
 def _shapes(mechanism):
     seen = []
     for queries in (GRID, Grid(4, 4)):
@@ -67,15 +72,13 @@ def _alone(mechanism):
     q, k, v = _qkv(made)
     alone = made(q[:1], k[:1], v[:1])
     loud = [torch.cat([t[:1], 1e3 * t[1:]]) for t in (q, k, v)]
-    far = max(_far(made(*some)[:1], alone) for some in ((q, k, v), loud))
-    return far < 1e-10, f"relative difference {far:.0e}"
+    return _close(max(_far(made(*some)[:1], alone) for some in ((q, k, v), loud)), 1e-10)
 
 
 def _linear(mechanism):
     made = _make(mechanism)
     q, k, v = _qkv(made)
-    far = _far(attention_map(made, q, k) @ v, made(q, k, v))
-    return far < 1e-9, f"relative difference {far:.0e}"
+    return _close(_far(attention_map(made, q, k) @ v, made(q, k, v)), 1e-9)
 
 
 def _gradients(mechanism):

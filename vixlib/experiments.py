@@ -52,13 +52,19 @@ PROFILES = {
         sizes={
             "ViX": {"patch_size": 2, "dim": 32, "depth": 2},
             "LeViX": {
-                **{"stem": (2, 1, 1), "widths": (32, 48, 64), "heads": (1, 2, 2)},
-                **{"depths": (1, 1, 1), "epochs": 15},
+                "stem": (2, 1, 1),
+                "widths": (32, 48, 64),
+                "heads": (1, 2, 2),
+                "depths": (1, 1, 1),
+                "epochs": 15,
             },
             "CCX": {"stem": (2, 1, 1), "dim": 32, "depth": 2, "epochs": 15},
             "CvX": {
-                **{"strides": (2, 1, 2), "widths": (32, 32, 64), "heads": (1, 1, 2)},
-                **{"depths": (1, 1, 1), "epochs": 20},
+                "strides": (2, 1, 2),
+                "widths": (32, 32, 64),
+                "heads": (1, 1, 2),
+                "depths": (1, 1, 1),
+                "epochs": 20,
             },
             "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
             "ResNet": {"widths": (8, 16, 32), "epochs": 10},

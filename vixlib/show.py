@@ -30,11 +30,12 @@ from matplotlib.path import Path as Curve
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
+from PIL import Image as Picture
 from torch import Tensor
 
 from vixlib.attention import Grid
 from vixlib.errors import BadInput, one_of
-from vixlib.models.zoo import system
+from vixlib.models.zoo import SYSTEMS, system
 from vixlib.train import write_whole
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
@@ -105,16 +106,13 @@ def machine(profile: str) -> pd.DataFrame:
 
     p = PROFILES[one_of("profile", profile, PROFILES)]
     cuda = torch.cuda.is_available()
-    side = p.image_size // p.patch_size
     some = "all" if p.train_images is None else f"{p.train_images:,}"
     rows = {
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "profile": profile,
         "images": f"{DATASETS[p.dataset]}, {some} for training, {p.image_size} × {p.image_size}",
-        "tokens": f"{side**2:,} of {p.patch_size} × {p.patch_size} pixels",
-        "models": f"{p.dim} wide, {p.depth} blocks",
-        "training": f"{p.epochs} epochs",
+        "training": f"{p.epochs} epochs unless the plan says otherwise",
     }
     return pd.DataFrame({"": rows})
 
@@ -199,9 +197,10 @@ def gap(records: pd.DataFrame, one: str, other: str) -> None:
         return print(f"{one} − {other}: no records yet")
     points, seeds = a.mean() - b.mean(), min(len(a), len(b))
     margin = math.hypot(interval(a), interval(b)) if seeds > 1 else ONE_SEED
-    verdict = "resolved" if abs(points) > margin else "not resolved"
     number = f"{points:+.1f}".replace("-", "−")
-    print(f"{one} − {other}: {number} points, {verdict} by {seeds} seed(s) (±{margin:.1f})")
+    verdict = "beyond" if abs(points) > margin else "within"
+    noise = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
+    print(f"{one} − {other}: {number} points, {verdict} the noise of {noise} ±{margin:.1f}")
 
 
 def verdict(answer: object, right: object) -> None:
@@ -309,7 +308,7 @@ def attention_maps(
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
-    grid, columns = Grid(*grid), min(max(len(maps), 2), 4)
+    grid, columns = Grid(*grid), min(max(len(maps), 3), 4)
     rows = math.ceil(len(maps) / columns)
     fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
     axes = _panels(fig, rows, columns)
@@ -319,7 +318,7 @@ def attention_maps(
             of = grid.extra + query[0] * grid.columns + query[1]
             weights = weights[of, grid.extra :].reshape(grid.rows, grid.columns)
         # a few large weights would leave the rest of a matrix blank
-        top = np.quantile(abs(weights), 0.995 if query is None else 1)
+        top = np.quantile(abs(weights), 0.995 if query is None else 1) or abs(weights).max() or 1
         low = -top if (weights < 0).any() else 0
         picture = ax.imshow(weights, cmap="RdBu_r", vmin=-top, vmax=top)
         title, tint = _look(name)
@@ -427,7 +426,7 @@ def cost(
         ends.append((line.index[-1], line.iloc[-1], name, tint))
         for at in crossings(table.get("softmax", table[mechanism]), table[mechanism]):
             ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
-            rings.append((*at, f"{float(f'{at[0]:.2g}'):,.0f} tokens", tint))
+            rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
     ticks = table.index[:: math.ceil(len(table) / 8)]
     ax.set(xlabel="tokens", ylabel="FLOPs", xscale="log", yscale="log")
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
@@ -444,6 +443,7 @@ def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
     x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
     gap = np.log(np.asarray(other, float)) - y
     found = []
+    gap[gap == 0] = np.finfo(float).tiny  # touching at a point counts once, where a line goes on
     for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
         share = gap[i] / (gap[i] - gap[i + 1])
         found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
@@ -477,9 +477,14 @@ def _panels(fig: Figure, rows: int, columns: int) -> list[Axes]:
 
 
 def _finish(fig: Figure, save: str | Path | None) -> None:
-    """The figure as PNG without a date or version, to a file and to a notebook, if there is one."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    """The figure as PNG without a date or version, to a file and to a notebook, if there is one.
+
+    In 256 colours: a third of the bytes, and no difference to the eye.
+    """
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=DPI)
+    few = Picture.open(drawn).convert("RGB").quantize(256, dither=Picture.Dither.NONE)
+    few.save(buffer, "png", optimize=True, dpi=(DPI, DPI))
     if save is not None:
         if Path(save).suffix != ".png":
             raise BadInput(f"save: expected a name that ends in .png, got {save}")
@@ -527,7 +532,9 @@ def _pixels(batch: Tensor) -> np.ndarray:
 
 
 def _look(mechanism: str) -> tuple[str, str]:
-    """How a mechanism is written, and its colour; a reader's own ones share one."""
+    """How a mechanism or system is written, and its colour; a reader's own ones share one."""
+    if mechanism in SYSTEMS:
+        return mechanism, color(mechanism)
     known = mechanism in PALETTE
     name = NAMES.get(mechanism, mechanism.capitalize() if known else mechanism)
     return name, PALETTE.get(mechanism, YOURS)
