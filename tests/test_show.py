@@ -181,8 +181,7 @@ def test_every_system_has_a_colour_and_a_host():
     assert mixers == set(show.PALETTE)
     assert len({*show.PALETTE.values(), show.YOURS}) == len(show.PALETTE) + 1
     assert {show.host(name) for name in systems()} == set(show.HOSTS)
-    for looks in zip(*show.HOSTS.values(), strict=True):
-        assert len(set(looks)) == len(show.HOSTS)
+    assert len({marker for marker, _ in show.HOSTS.values()}) == len(show.HOSTS)
     assert show.color("HybridViN-RoPE") == show.color("ViN") == show.PALETTE["nystrom"]
 
 

@@ -77,9 +77,7 @@ def _list(options: argparse.Namespace) -> None:
         with torch.device("meta"):
             model = run.build()
         cost = measure.flops(run.build, (1, 3, *model.size)) / 1e6
-        print(
-            f"{name:18}{measure.parameters(model):>12,}{experiments.tokens(model):>8,}{cost:>10,.1f}"
-        )
+        print(f"{name:18}{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}")
 
 
 def _train(options: argparse.Namespace) -> None:

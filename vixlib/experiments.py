@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vixlib import ROOT, data, measure
+from vixlib.attention import Grid
 from vixlib.errors import BadInput, CheckpointError, DataError, RecordError, one_of, whole
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
@@ -79,11 +80,11 @@ PROFILES = {
         watch_images=2_000,
         sizes={
             "ViX": {"patch_size": 2, "dim": 64, "depth": 2},
-            "LeViX": {"stem": (2, 1, 1), "epochs": 3},
+            "LeViX": {"stem": (2, 1, 1), "widths": (48, 64, 96), "heads": (2, 2, 3)},
             "CCX": {"stem": (2, 1, 1), "dim": 64, "depth": 2},
-            "CvX": {"strides": (2, 1, 2), "epochs": 3},
-            "Cv{}-released": {"strides": (2, 1, 1), "widths": (64,) * 3, "heads": (2,) * 3},
-            "ResNet": {"widths": (16, 32, 64), "epochs": 3},
+            "CvX": {"strides": (2, 1, 2), "widths": (32, 64, 96), "heads": (1, 2, 3)},
+            "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
+            "ResNet": {"widths": (16, 32, 64)},
             "ConvMixer": {"patch_size": 2, "dim": 256, "depth": 8, "epochs": 1},
         },
     ),
@@ -202,6 +203,13 @@ class Run:
             f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
         )
 
+    @property
+    def tokens(self) -> int:
+        """Places of an image where tokens first mix; 0 for a network without tokens."""
+        with torch.device("meta"):
+            grid = getattr(self.build(), "grid", Grid(0, 0))
+        return grid.rows * grid.columns
+
     def build(self) -> torch.nn.Module:
         """Its untrained model, the same at every call."""
         s = self.settings
@@ -220,11 +228,6 @@ class Run:
         images = torch.randn(8, 3, *model.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return model(images).flatten()
-
-
-def tokens(model: torch.nn.Module) -> int:
-    """Places of an image in the first layer that mixes tokens; 0 for a network without tokens."""
-    return model.grid.rows * model.grid.columns if hasattr(model, "grid") else 0
 
 
 def records_folder(profile: str) -> Path:
@@ -335,7 +338,7 @@ def perform(
         **s,
         "train_images": len(dataset.train_images),
         "test_images": len(dataset.test_images),
-        "tokens": tokens(model),
+        "tokens": run.tokens,
         "parameters": measure.parameters(model),
         "flops": measure.flops(run.build, (1, 3, *model.size)),
         "top1": top1,

@@ -22,7 +22,11 @@ NOTEBOOKS = {  # where a table of runs is discussed
     "hybrid": "04_hybrid_vix",
     "rope": "05_rope",
     "hybrid-rope": "05_rope",
-    "mixers": "",
+    "levit": "06_levit",
+    "cct": "07_cct",
+    "cvt": "08_cvt",
+    "mixers": "09_fnet_mixer",
+    "yardsticks": "11_paper_tables",
 }
 
 

@@ -46,6 +46,7 @@ PALETTE = {
     "nystrom": "#0072B2",
     "fourier": "#CC79A7",
     "tokenmlp": "#D55E00",
+    "convolution": "#999999",
 }
 YOURS = "#56B4E9"  # a reader's own mechanism
 NAMES = {"nystrom": "Nyström", "tokenmlp": "token MLP", "softmax": "softmax"}  # else: Performer
@@ -54,8 +55,13 @@ HOSTS = {  # marker and line style of a host family
     "RoPE": ("^", "--"),
     "hybrid": ("s", "-."),
     "hybrid + RoPE": ("D", ":"),
+    "LeViT": ("v", "-"),
+    "CCT": ("P", "--"),
+    "CvT": ("X", "-."),
+    "as released": ("*", ":"),
+    "yardstick": ("p", "-"),
 }
-DATASETS = {"cifar10": "CIFAR-10", "digits": "digits"}
+DATASETS = {"cifar10": "CIFAR-10", "digits": "digits", "tiny-imagenet": "Tiny ImageNet"}
 QUANTITIES = {
     "top1": "test accuracy (%)",
     "train_accuracy": "training accuracy (%)",
@@ -87,8 +93,12 @@ theme()
 
 def host(name: str) -> str:
     """The host family of a system, a key of HOSTS."""
-    family = system(name).family
-    kinds = ["hybrid"] * family.startswith("Hybrid") + ["RoPE"] * family.endswith("RoPE")
+    row = system(name)
+    if row.note in HOSTS:
+        return row.note
+    if row.family.format("T") in HOSTS:
+        return row.family.format("T")
+    kinds = ["hybrid"] * name.startswith("Hybrid") + ["RoPE"] * name.endswith("RoPE")
     return " + ".join(kinds) or "plain"
 
 
