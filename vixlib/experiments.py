@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,70 +33,18 @@ from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
 
 @dataclass(frozen=True)
 class Profile:
-    """Size and budget of a run, never its recipe.
-
-    `sizes` are what the models of a host, or of one family of it, are built with; a host that
-    needs it has its own budget there, too.
-    """
+    """Size and budget of a run, never its recipe: a table of profiles.toml, which says more."""
 
     dataset: str
     image_size: int
     epochs: int
     sizes: dict[str, dict]
-    train_images: int | None = None  # None: all
-    watch_images: int | None = None  # test images looked at after each epoch; the last sees all
+    train_images: int | None = None
+    watch_images: int | None = None
 
 
-PROFILES = {
-    "quick": Profile(  # 64 tokens
-        "digits",
-        image_size=16,
-        epochs=50,
-        sizes={
-            "ViX": {"patch_size": 2, "dim": 32, "depth": 2},
-            "LeViX": {
-                "stem": (2, 1, 1),
-                "widths": (32, 48, 64),
-                "heads": (1, 2, 2),
-                "depths": (1, 1, 1),
-                "epochs": 15,
-            },
-            "CCX": {"stem": (2, 1, 1), "dim": 32, "depth": 2, "epochs": 15},
-            "CvX": {
-                "strides": (2, 1, 2),
-                "widths": (32, 32, 64),
-                "heads": (1, 1, 2),
-                "depths": (1, 1, 1),
-                "epochs": 20,
-            },
-            "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
-            "ResNet": {"widths": (8, 16, 32), "epochs": 10},
-            "ConvMixer": {"patch_size": 2, "dim": 32, "depth": 4, "epochs": 10},
-        },
-    ),
-    "laptop": Profile(  # 256 tokens
-        "cifar10",
-        image_size=32,
-        epochs=6,
-        train_images=10_000,
-        watch_images=2_000,
-        sizes={
-            "ViX": {"patch_size": 2, "dim": 64, "depth": 2},
-            "LeViX": {"stem": (2, 1, 1), "widths": (48, 64, 96), "heads": (2, 2, 3)},
-            "CCX": {"stem": (2, 1, 1), "dim": 64, "depth": 2},
-            "CvX": {"strides": (2, 1, 2), "widths": (32, 64, 96), "heads": (1, 2, 3)},
-            "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
-            "ResNet": {"widths": (16, 32, 64)},
-            "ConvMixer": {"patch_size": 2, "dim": 256, "depth": 8, "epochs": 1},
-        },
-    ),
-    "paper": Profile(  # 1,024 tokens: the defaults of every host
-        "cifar10",
-        image_size=32,
-        epochs=25,
-        sizes={"ViX": {"patch_size": 1, "dim": 128, "depth": 4}},
-    ),
-}
+_profiles = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text())
+PROFILES = {name: Profile(**table) for name, table in _profiles.items()}
 
 
 @dataclass(frozen=True)
@@ -356,7 +306,8 @@ def perform(
         "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
     }
     state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
-    write_whole(run.weights, lambda path: save_file(state, path))
+    about = {"classes": "\n".join(dataset.classes)}
+    write_whole(run.weights, lambda path: save_file(state, path, about))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
     checkpoint.delete()
@@ -457,7 +408,9 @@ def trained(run: Run) -> torch.nn.Module:
 
 def predict(run: Run, image: Path, top: int = 5) -> list[tuple[str, float]]:
     """The likeliest classes of an image file with their probabilities."""
-    model, name = trained(run), run.settings["dataset"]
+    model = trained(run)
+    with safe_open(run.weights, "pt") as weights:
+        classes = weights.metadata()["classes"].split("\n")
     try:
         picture = Image.open(image).convert("RGB").resize(model.size[::-1])
     except OSError as error:
@@ -465,7 +418,6 @@ def predict(run: Run, image: Path, top: int = 5) -> list[tuple[str, float]]:
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.no_grad():
         best = model(data.normalise(pixels)).softmax(-1)[0].topk(top)
-    classes = data.CLASSES[name]
     return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
 
 
