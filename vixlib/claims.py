@@ -2,7 +2,8 @@
 
 A row of figures/claims.csv names systems in pairs (the first `better` with the first `worse`, and
 so on), a quantity, a test and a margin. Every pair has to pass; where the test begins with "any",
-one is enough. `dataset` may carry the overrides of its runs behind a space.
+one is enough. `dataset` may carry overrides of its runs behind a space; the first `seeds` seeds
+are what counts, however many more there are.
 """
 
 import math
@@ -12,15 +13,14 @@ import pandas as pd
 import torch
 
 from vixlib import ROOT, measure
-from vixlib.errors import BadInput, one_of
-from vixlib.experiments import PROFILES, Run
-from vixlib.models.zoo import system
-from vixlib.show import DATASETS, ONE_SEED, interval
+from vixlib.errors import BadInput, one_of, whole
+from vixlib.experiments import Run
+from vixlib.show import ONE_SEED, interval
 
-COLUMNS = (
+COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
     *("better", "worse", "test", "margin", "seeds", "why"),
-)
+]
 EXACT = {  # counted from the model alone, without any record
     "parameters": lambda run: measure.parameters(run.build()),
     "flops": lambda run: measure.flops(run.build, (1, 3, *run.build().size)),
@@ -32,87 +32,98 @@ VERDICTS = HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolve
 
 def ledger() -> pd.DataFrame:
     """Every claim with its test, a row each: figures/claims.csv."""
-    path = ROOT / "figures" / "claims.csv"
-    return check(pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"))
+    table = pd.read_csv(ROOT / "figures" / "claims.csv", dtype=str, keep_default_na=False)
+    return check(table.fillna("").to_dict("records"))
 
 
 def check(rows: Iterable[Mapping]) -> pd.DataFrame:
     """These rows as a ledger; BadInput names the first that cannot be judged."""
-    rows, names = [dict(row) for row in rows], []
+    good = {}
     for number, row in enumerate(rows, 1):
+        name = row.get("claim")
         try:
-            _check(row)
-            if row["claim"] in names:
-                raise BadInput("its name is taken")
+            if name in good:
+                raise BadInput("another row has its name")
+            good[name] = _checked(dict(row))
         except (ValueError, TypeError) as error:
-            raise BadInput(f"claims, row {number} ({row.get('claim', '?')}): {error}") from error
-        names.append(row["claim"])
-    return pd.DataFrame(rows, columns=COLUMNS)
+            raise BadInput(f"claims, row {number} ({name}): {error}") from error
+    return pd.DataFrame(good.values(), columns=COLUMNS)
 
 
-def _check(row: dict) -> None:
-    empty = [key for key in COLUMNS if not str(row.get(key, "")).strip()]
-    if empty or len(row) > len(COLUMNS):
-        raise BadInput(f"expected {', '.join(COLUMNS)}; empty: {', '.join(empty) or 'none'}")
-    row |= {"margin": float(row["margin"]), "seeds": int(row["seeds"])}
-    one_of("profile", row["profile"], PROFILES)
-    one_of("dataset", row["dataset"].split(" ")[0], DATASETS)
+def _checked(row: dict) -> dict:
+    if set(row) != set(COLUMNS) or not all(str(value).strip() for value in row.values()):
+        raise BadInput(f"expected a text in each of {', '.join(COLUMNS)}")
     one_of("quantity", row["quantity"], QUANTITIES)
-    test = one_of("test", row["test"].removeprefix("any "), TESTS)
-    for name in (*row["better"].split(), *row["worse"].split()):
-        system(name)
+    if "ratio" in one_of("test", row["test"].removeprefix("any "), TESTS):
+        one_of("quantity of a ratio", row["quantity"], QUANTITIES[1:])
+    row |= {"margin": float(row["margin"]), "seeds": whole("seeds", int(row["seeds"]))}
+    if not math.isfinite(row["margin"]):
+        raise BadInput(f"margin: expected a finite number, got {row['margin']}")
     if len(row["better"].split()) != len(row["worse"].split()):
-        raise BadInput("better and worse differ in length: they are pairs")
-    if not math.isfinite(row["margin"]) or row["seeds"] < 1:
-        raise BadInput("expected a finite margin and at least one seed")
-    if test.startswith("ratio") and row["quantity"] == "top1":
-        raise BadInput("accuracies are compared by their difference")
+        raise BadInput("better and worse differ in number: they are pairs")
+    trained = {run.settings["dataset"] for run in _runs(row)}
+    if trained != {row["dataset"].split(" ")[0]}:
+        raise BadInput(f"dataset: its profile trains on {', '.join(trained)}")
+    return row
+
+
+def runs(rows: pd.DataFrame) -> list[Run]:
+    """Every run of which these rows need the record, once."""
+    asked = (row for row in rows.to_dict("records") if row["quantity"] not in EXACT)
+    return list(dict.fromkeys(run for row in asked for run in _runs(row)))
+
+
+def _runs(row: Mapping) -> list[Run]:
+    changed = row["dataset"].partition(" ")[2].split(",")
+    parts = (text.partition("=") for text in changed if text)
+    overrides = tuple((key, int(value)) for key, _, value in parts)
+    names = dict.fromkeys(f"{row['better']} {row['worse']}".split())
+    seeds = range(row["seeds"])
+    return [Run(name, row["profile"], "fair", seed, overrides) for name in names for seed in seeds]
 
 
 def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     """One of VERDICTS, and the numbers behind it.
 
-    Accuracies: the 95 % interval of the difference decides against the margin; where the row asks
-    for one seed, ONE_SEED stands for it. Stale records count as missing.
+    For accuracies the 95 % interval of the difference decides against the margin; where the row
+    asks for one seed and there is one, show.ONE_SEED stands for it. Stale records are missing.
     """
-    names = dict.fromkeys(f"{row['better']} {row['worse']}".split())
-    values = {name: _values(row, name, records) for name in names}
-    short = [name for name in names if len(values[name]) < row["seeds"]]
-    if short and row["quantity"] not in EXACT:
-        return UNTESTED, f"seeds: {row['seeds']} asked of each, too few of {', '.join(short)}"
     pairs = list(zip(row["better"].split(), row["worse"].split(), strict=True))
-    judged = [_pair(row, values[a], values[b]) for a, b in pairs]
+    values = {name: _values(row, name, records) for pair in pairs for name in pair}
+    short = [name for name, own in values.items() if len(own) < row["seeds"]]
+    if short:
+        return UNTESTED, f"{row['seeds']} of each asked, too few of {', '.join(short)}"
+    judged = [_pair(row, values[one], values[other]) for one, other in pairs]
     words = [word for word, _ in judged]
-    enough, dead = (HOLDS, FAILS) if row["test"].startswith("any ") else (FAILS, HOLDS)
-    word = enough if enough in words else OPEN if OPEN in words else dead
+    decisive, other = (HOLDS, FAILS) if row["test"].startswith("any ") else (FAILS, HOLDS)
+    word = next((word for word in (decisive, OPEN) if word in words), other)
     sign = "/" if "ratio" in row["test"] else "−"
     said = [f"{a} {sign} {b}: {text}" for (a, b), (_, text) in zip(pairs, judged, strict=True)]
     return word, "; ".join(said)
 
 
 def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
-    if row["quantity"] in EXACT:
+    """The quantity of a system, one number a seed."""
+    quantity, wanted = row["quantity"], [run for run in _runs(row) if run.system == name]
+    if quantity in EXACT:
         with torch.device("meta"):
-            return pd.Series([EXACT[row["quantity"]](Run(name, row["profile"]))])
-    dataset, _, overrides = row["dataset"].partition(" ")
-    wanted = {"system": name, "profile": row["profile"], "recipe": "fair", "dataset": dataset}
-    own = records.reindex(columns=[*wanted, "overrides", "status", row["quantity"]])
-    own = own[own["status"].isin(["read", "trained"]) & (own["overrides"] == overrides)]
-    return own.loc[(own[[*wanted]] == pd.Series(wanted)).all(axis=1), row["quantity"]].dropna()
+            return pd.Series([EXACT[quantity](run) for run in wanted])
+    own = records.reindex(columns=["name", "profile", "status", quantity])
+    own = own[own["status"].isin(["read", "trained"]) & (own["profile"] == row["profile"])]
+    own = own[own["name"].isin([run.name for run in wanted])]
+    return own.dropna(subset=[quantity]).drop_duplicates("name")[quantity]
 
 
 def _pair(row: Mapping, better: pd.Series, worse: pd.Series) -> tuple[str, str]:
     """The verdict on one pair, and its number."""
-    one, other, margin, half = better.mean(), worse.mean(), row["margin"], 0.0
-    if "ratio" in row["test"]:
-        value, text = one / other, f"{one / other:.3f}"
-    else:
-        value, text = one - other, f"{one - other:+,.1f}"
-        if row["quantity"] == "top1":
-            half = ONE_SEED if row["seeds"] == 1 else math.hypot(interval(better), interval(worse))
-            text += f" ± {half:.1f}"
-    if "|" in row["test"]:
-        value = abs(value)
-    above, below = value - half > margin, value + half <= margin
+    one, other, half = better.mean(), worse.mean(), 0.0
+    value = one / other if "ratio" in row["test"] else one - other
+    text = f"{value:.3f}" if "ratio" in row["test"] else f"{value:+,.1f}"
+    if row["quantity"] == "top1":
+        half = math.hypot(interval(better), interval(worse))
+        half = ONE_SEED if math.isnan(half) else half
+        text += f" ± {half:.1f}"
+    value = abs(value) if "|" in row["test"] else value
+    above, below = value - half > row["margin"], value + half <= row["margin"]
     passed, failed = (above, below) if ">" in row["test"] else (below, above)
     return HOLDS if passed else FAILS if failed else OPEN, text.replace("-", "−")

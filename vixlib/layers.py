@@ -69,10 +69,10 @@ class ConvolutionalEmbedding(nn.Sequential):
 class Positions(nn.Module):
     """A learned vector added to each token; the table is kept as an image, CLS apart."""
 
-    def __init__(self, dim: int, grid: Grid):
+    def __init__(self, dim: int, grid: Grid, std: float = FRESH_STD):
         super().__init__()
-        self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * FRESH_STD)
-        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD)
+        self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * std)
+        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.extra, rearrange(self.table, "c r s -> (r s) c")])
