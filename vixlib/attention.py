@@ -281,26 +281,28 @@ def attend(
 
 
 @torch.no_grad()
-def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor) -> Tensor:
+def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> Tensor:
     """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.
 
     The identity is fed as v. Rows of Linformer and Nyström may be negative and need not sum to 1.
     """
     identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device)
-    return mechanism(q, k, identity.expand(*k.shape[:2], -1, -1))
+    return mechanism(q, k, identity.expand(*k.shape[:2], -1, -1), **bias)
 
 
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     """The map (b h n m) of every attention layer of a model, for normalised images."""
     seen = []
+
+    def see(mechanism: Mechanism, qkv: tuple[Tensor, ...], bias: dict[str, Bias]) -> None:
+        seen.append((mechanism, *qkv[:2], bias))
+
     mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
-    handles = [
-        m.register_forward_pre_hook(lambda m, qkv: seen.append((m, qkv))) for m in mechanisms
-    ]
+    handles = [m.register_forward_pre_hook(see, with_kwargs=True) for m in mechanisms]
     try:
         model(images)
     finally:
         for handle in handles:
             handle.remove()
-    return [attention_map(mechanism, q, k) for mechanism, (q, k, _) in seen]
+    return [attention_map(mechanism, q, k, **bias) for mechanism, q, k, bias in seen]

@@ -49,7 +49,12 @@ PALETTE = {
     "convolution": "#999999",
 }
 YOURS = "#56B4E9"  # a reader's own mechanism
-NAMES = {"nystrom": "Nyström", "tokenmlp": "token MLP", "softmax": "softmax"}  # else: Performer
+NAMES = {
+    "nystrom": "Nyström",
+    "tokenmlp": "token MLP",
+    "softmax": "softmax",
+    "convolution": "convolution",
+}  # else: Performer
 HOSTS = {  # marker and line style of a host family
     "plain": ("o", "-"),
     "RoPE": ("^", "--"),
@@ -58,7 +63,7 @@ HOSTS = {  # marker and line style of a host family
     "LeViT": ("v", "-"),
     "CCT": ("P", "--"),
     "CvT": ("X", "-."),
-    "as released": ("*", ":"),
+    "as released": ("<", ":"),
     "yardstick": ("p", "-"),
 }
 DATASETS = {"cifar10": "CIFAR-10", "digits": "digits", "tiny-imagenet": "Tiny ImageNet"}
@@ -162,7 +167,8 @@ def results(
         missing = own.loc[own["status"] == "missing", "command"]
         rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
     names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
-    return _indexed(pd.DataFrame(rows, columns=None if rows else names))
+    table = _indexed(pd.DataFrame(rows, columns=None if rows else names))
+    return table.rename(columns={"logged": "published"} if quantity == "top1_published" else {})
 
 
 def interval(values: Iterable[float]) -> float:
@@ -493,7 +499,8 @@ def _finish(fig: Figure, save: str | Path | None) -> None:
     """
     drawn, buffer = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=DPI)
-    few = Picture.open(drawn).convert("RGB").quantize(256, dither=Picture.Dither.NONE)
+    ways = {"method": Picture.Quantize.MAXCOVERAGE, "dither": Picture.Dither.NONE}
+    few = Picture.open(drawn).convert("RGB").quantize(256, **ways)
     few.save(buffer, "png", optimize=True, dpi=(DPI, DPI))
     if save is not None:
         if Path(save).suffix != ".png":
@@ -562,8 +569,9 @@ def _legends(ax: Axes, names: list[str]) -> None:
     looks += [[("o", PALETTE[m], _look(m)[0]) for m in PALETTE if m in mixers]]
     for line, look in enumerate(looks):
         handles = [Line2D([], [], ls="", marker=marker, color=tint) for marker, tint, _ in look]
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line), "ncols": 6}
-        place |= {"handletextpad": 0.1, "columnspacing": 0.9, "borderpad": 0, "frameon": False}
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line)}
+        place |= {"ncols": len(look), "handletextpad": 0, "columnspacing": 0.7, "frameon": False}
+        place |= {"borderpad": 0, "fontsize": 10 if len(look) < 7 else SMALL}
         legend = Legend(ax, handles, [name for *_, name in look], **place)
         ax.add_artist(legend).set_clip_on(False)
 

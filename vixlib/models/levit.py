@@ -24,8 +24,9 @@ class LeViX(nn.Module):
 
     Graham et al. 2021. Kept with every mechanism: the convolution stem, batch normalisation,
     hardswish, shrinking stages, values wider than keys. The attention bias only where a mechanism
-    takes one (softmax; Nyström, at its landmarks); with Performer and Linformer nothing but the
-    stem's padding tells positions. Called with images (b 3 H W), returns scores (b classes).
+    takes one (softmax; Nyström, at its landmarks). Linformer's rows know places by themselves; in
+    Performer's layers nothing but the stem's padding tells them. Called with images (b 3 H W),
+    returns scores (b classes).
     """
 
     def __init__(
