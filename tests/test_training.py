@@ -260,6 +260,14 @@ def test_a_run_that_cannot_be_is_refused(arguments, message):
         Run(*arguments)
 
 
+def test_a_run_names_and_repeats_its_lists():
+    run = Run("LeViN", "quick", overrides=(("widths", [32, 32, 64]), ("epochs", 1)))
+    assert run.name == "LeViN.digits.fair.seed0.widths=[32,32,64].epochs=1"
+    assert run.command.endswith("--set widths=[32,32,64] --set epochs=1")
+    assert {run: 1}[run] == 1
+    assert run.build().head[1].in_features == 64
+
+
 def test_the_queue_holds_every_system_once():
     assert sorted(QUEUE) == sorted(systems())
     assert QUEUE[:4] == ["ViT", "ViN", "ViP", "ViL"]

@@ -104,6 +104,9 @@ class Run:
         whole("seed", self.seed, 0)
         types = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
         types = {name: type(value) for name, value in self.sizes.items()} | types
+        types = {name: tuple if kind is list else kind for name, kind in types.items()}
+        hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in self.overrides)
+        object.__setattr__(self, "overrides", hashable)
         for name, value in self.overrides:
             one_of("setting", name, types)
             if not isinstance(value, types[name]) or (type(value) is int and value < 1):
@@ -130,7 +133,7 @@ class Run:
     @property
     def name(self) -> str:
         """The stem of its record's file name."""
-        changed = [f"{key}={value}" for key, value in self.overrides]
+        changed = [f"{key}={_plain(value)}" for key, value in self.overrides]
         parts = self.system, self.settings["dataset"], self.recipe, f"seed{self.seed}", *changed
         return ".".join(parts).replace("/", "-")
 
@@ -147,7 +150,7 @@ class Run:
     @property
     def command(self) -> str:
         """The shell line that makes its record."""
-        changed = "".join(f" --set {key}={value}" for key, value in self.overrides)
+        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
         recipe = "" if self.recipe == "fair" else f" --recipe {self.recipe}"
         return (
             f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
@@ -178,6 +181,11 @@ class Run:
         images = torch.randn(8, 3, *model.size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return model(images).flatten()
+
+
+def _plain(value: object) -> str:
+    """A setting as it stands in file names and commands: lists as [1,2]."""
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
 
 
 def records_folder(profile: str) -> Path:
