@@ -83,13 +83,15 @@ QUEUE = [
     *(name for table in ("mixers", "yardsticks") for name in TABLES[table]),
 ]
 
+STATUS = "read", "trained", "missing", "stale"  # of a record
+
 # what may differ between the records of two equal runs
 VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "versions", "commit"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides an outcome. `overrides` are (field, value) pairs of Profile or Recipe."""
+    """All that decides an outcome. `overrides` are (name, value) pairs of `settings`."""
 
     system: str
     profile: str
@@ -341,9 +343,6 @@ def read(
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return frame
-
-
-STATUS = "read", "trained", "missing", "stale"
 
 
 def unfinished(wanted: Iterable[Run]) -> list[Run]:

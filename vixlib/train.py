@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vixlib.data import Dataset, augment, normalise
 from vixlib.errors import BadInput, CheckpointError
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
 
 
