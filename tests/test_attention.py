@@ -188,6 +188,33 @@ def test_performer_does_not_underflow_for_large_norms(scale):
     assert relative(performer(q.float(), k.float(), v.float()), logs.softmax(-1) @ v) < 1e-3
 
 
+def test_batch_wide_is_as_released():
+    """The released code's own formulas, written out; there, a sample sees its neighbours."""
+    q, k, v = tensors(65)
+    performer = Performer(HEADS, WIDTH, GRID, GRID, batch_wide=True).double()
+
+    def features(x, largest):
+        dash = x * WIDTH**-0.25 @ performer.directions.T
+        diagonal = x.square().sum(-1, keepdim=True) / 2 * WIDTH**-0.5
+        return (dash - diagonal - largest(dash)).exp() + 1e-4
+
+    phi_q, phi_k = features(q, lambda dash: dash.amax(-1, keepdim=True)), features(k, torch.max)
+    expected = phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2)[..., None])
+    assert relative(performer(q, k, v), expected) < 1e-12
+
+    a = torch.rand(2, 3, 6, 6, dtype=torch.float64).softmax(-1)
+    start = a.mT / (a.sum(-1).max() * a.sum(-2).max())
+    assert torch.equal(pseudo_inverse(a, 0, batch_wide=True), start)
+
+    for mechanism in (Performer, Nystrom):
+        made = mechanism(HEADS, WIDTH, GRID, GRID, batch_wide=True).double()
+        both, alone = (
+            made(q, k, v),
+            [made(*x) for x in zip(*(t.split(1) for t in (q, k, v)), strict=True)],
+        )
+        assert relative(torch.cat(alone), both) > 1e-6
+
+
 def test_orthogonal_directions():
     w = orthogonal_gaussian(70, 32).double()
     gram = w[:32] @ w[:32].T

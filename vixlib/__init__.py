@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from vixlib import _torchvision  # noqa: F401  must come before anything imports torchvision
+from vixlib.models.host import resized
 from vixlib.models.zoo import build, systems
 
-__all__ = ["ROOT", "build", "systems"]
+__all__ = ["ROOT", "build", "resized", "systems"]
 __version__ = "0.1.0"
 
 # The project: figures, records and notebooks lie here.

@@ -66,6 +66,10 @@ class Mechanism(nn.Module):
         """(b h n d), (b h m d), (b h m e) -> (b h n e)."""
         raise NotImplementedError
 
+    def follow(self, twin: "Mechanism") -> None:
+        """Take the grids of another; what is tied to places is stretched over them."""
+        self.queries, self.keys = twin.queries, twin.keys
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **bias: Bias) -> Tensor:
         shapes = tuple(q.shape[1:]), (k.shape[-2], v.shape[-2])
         wanted = (self.heads, self.queries.tokens, self.dim_head), (self.keys.tokens,) * 2
@@ -128,6 +132,13 @@ class Linformer(Mechanism):
         for part in (self.projection, self.projection_extra):
             nn.init.uniform_(part, -(r**-0.5), r**-0.5)
 
+    def follow(self, twin: Mechanism) -> None:
+        (rows, columns, _), (m, n, _) = twin.keys, self.keys
+        # the same mixtures over more or fewer places: their sums stay
+        projection = resample(self.projection.detach(), rows, columns) * (m * n / (rows * columns))
+        self.projection = nn.Parameter(projection)
+        super().follow(twin)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         e = torch.cat([self.projection_extra, self.projection.flatten(1)], 1).to(k.dtype)
         ek = e @ k
@@ -142,24 +153,42 @@ class Performer(Mechanism):
     Not in the paper: instead of a small constant against underflow, the largest exponent of each
     feature among the keys moves from phi(k) to phi(q). Their product stays the same, a query's
     own scale cancels in the ratio (hence the softmax), and no sum over keys falls below 1.
+    `batch_wide` is as released: one maximum over the keys of all samples, and the constant.
     """
 
     qkv_bias = True
     precise = True
 
     def __init__(
-        self, heads: int, dim_head: int, queries: Grid, keys: Grid, *, features: int | None = None
+        self,
+        heads: int,
+        dim_head: int,
+        queries: Grid,
+        keys: Grid,
+        *,
+        features: int | None = None,
+        batch_wide: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
+        self.batch_wide = batch_wide
         count = max(1, int(dim_head * math.log(dim_head))) if features is None else features
         directions = orthogonal_gaussian(whole("features", count), dim_head)
         self.register_buffer("directions", directions)
 
+    def exponent(self, x: Tensor, w: Tensor) -> Tensor:
+        """That of the lemma: w x - |x|^2 / 2."""
+        return x @ w - x.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         w = self.directions.to(q.dtype).T * self.dim_head**-0.25
-        exponent = k @ w - k.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5)
-        top = exponent.amax(-2, keepdim=True).detach()
-        phi_q, phi_k = (q @ w + top).softmax(-1), (exponent - top).exp()
+        if self.batch_wide:
+            phi_q, phi_k = (self.exponent(x, w) for x in (q, k))
+            phi_q = (phi_q - (q @ w).amax(-1, keepdim=True)).exp() + 1e-4
+            phi_k = (phi_k - (k @ w).amax()).exp() + 1e-4
+        else:
+            exponent = self.exponent(k, w)
+            top = exponent.amax(-2, keepdim=True).detach()
+            phi_q, phi_k = (q @ w + top).softmax(-1), (exponent - top).exp()
         return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
 
 
@@ -171,7 +200,8 @@ class Nystrom(Mechanism):
     exists: time grows as (n + m) r + r^3. With as many landmarks as tokens and 24 iterations it is
     softmax; 6 miss by percents. The convolution over 33 neighbouring tokens needs queries and keys
     on one grid; elsewhere, or with `kernel=None`, there is none. A bias is that of the landmarks'
-    mean places: exact where each token is a landmark.
+    mean places: exact where each token is a landmark. `batch_wide` is as released: the inverse
+    starts from maxima over all samples.
     """
 
     takes_bias = True
@@ -187,14 +217,19 @@ class Nystrom(Mechanism):
         landmarks: int | None = None,
         iterations: int = 6,
         kernel: int | None = 33,
+        batch_wide: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
         self.reduced = sixteenth(queries, keys) if landmarks is None else landmarks
         whole("landmarks", self.reduced)
         if self.reduced > min(queries.tokens, keys.tokens):
             raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
-        self.iterations = whole("iterations", iterations)
+        self.iterations, self.batch_wide = whole("iterations", iterations), batch_wide
         self.residual = TokenConvolution(heads, kernel) if kernel and queries == keys else None
+
+    def follow(self, twin: Mechanism) -> None:
+        super().follow(twin)
+        self.reduced = min(self.reduced, self.queries.tokens, self.keys.tokens)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
         mean = partial(segment_means, segments=self.reduced)
@@ -202,7 +237,7 @@ class Nystrom(Mechanism):
         scores = q_mean @ k_mean.mT * self.dim_head**-0.5
         if bias is not None:
             scores = scores + bias(of_q=mean, of_k=mean)
-        inverse = pseudo_inverse(scores.softmax(-1), self.iterations)
+        inverse = pseudo_inverse(scores.softmax(-1), self.iterations, self.batch_wide)
         out = sdpa(q_mean, k, v, bias and bias(of_q=mean))
         out = sdpa(q, k_mean, inverse @ out, bias and bias(of_k=mean))
         return out if self.residual is None else out + self.residual(v)
@@ -227,6 +262,15 @@ class TokenConvolution(nn.Module):
         return rearrange(x, "b (h e) m 1 -> b h m e", h=h)
 
 
+def resample(table: Tensor, rows: int, columns: int) -> Tensor:
+    """A table over places, (c r s), as an image of `rows` x `columns`; bicubic."""
+    if table.shape[1:] == (rows, columns):
+        return table
+    size = {"size": (rows, columns), "mode": "bicubic", "antialias": True}
+    wide = table if table.dtype == torch.float64 else table.float()
+    return F.interpolate(wide[None], **size)[0].to(table.dtype)
+
+
 def sixteenth(queries: Grid, keys: Grid) -> int:
     """The rank or landmarks that every profile uses: one for each 16 tokens of the larger grid."""
     return max(1, max(queries.tokens, keys.tokens) // COMPRESSION)
@@ -240,13 +284,15 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
     return torch.cat([part.mean(-2) for part in parts], -2)
 
 
-def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
+def pseudo_inverse(a: Tensor, iterations: int, batch_wide: bool = False) -> Tensor:
     """Moore-Penrose inverse of the last two axes, iterated. Razavi et al. 2014; Xiong et al. 2021.
 
-    The start is scaled for each matrix alone, so that no sample sees another.
+    The start is scaled for each matrix alone, so that no sample sees another; as released, by
+    maxima over the whole batch (`batch_wide`).
     """
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    z = a.mT / (a.sum(-1).amax(-1) * a.sum(-2).amax(-1))[..., None, None]
+    over = () if batch_wide else -1
+    z = a.mT / (a.sum(-1).amax(over) * a.sum(-2).amax(over))[..., None, None]
     for _ in range(iterations):
         az = a @ z
         z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
@@ -288,21 +334,3 @@ def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> T
     """
     identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device)
     return mechanism(q, k, identity.expand(*k.shape[:2], -1, -1), **bias)
-
-
-@torch.no_grad()
-def attention_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """The map (b h n m) of every attention layer of a model, for normalised images."""
-    seen = []
-
-    def see(mechanism: Mechanism, qkv: tuple[Tensor, ...], bias: dict[str, Bias]) -> None:
-        seen.append((mechanism, *qkv[:2], bias))
-
-    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
-    handles = [m.register_forward_pre_hook(see, with_kwargs=True) for m in mechanisms]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [attention_map(mechanism, q, k, **bias) for mechanism, q, k, bias in seen]

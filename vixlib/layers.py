@@ -12,23 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, Softmax, attend
-from vixlib.errors import BadInput, whole
-
-
-def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an int or a pair; else BadInput or TypeError."""
-    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2:
-        raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
-    return tuple(whole("image_size", side) for side in size)
-
-
-def check_images(images: Tensor, size: tuple[int, int]) -> None:
-    """BadInput if images are not (batch, 3, height, width) of a model's size."""
-    if images.ndim != 4 or images.shape[1:] != (3, *size):
-        wanted = f"(batch, 3, {size[0]}, {size[1]})"
-        raise BadInput(f"images: expected {wanted}, got {tuple(images.shape)}")
+from vixlib.attention import Grid, Mechanism, Softmax, attend, resample
+from vixlib.errors import BadInput
 
 
 def tokens_of(image: Tensor) -> Tensor:
@@ -74,6 +59,10 @@ class Positions(nn.Module):
         self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * std)
         self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
 
+    def follow(self, twin: "Positions") -> None:
+        """Take the grid of another, positions resampled as an image."""
+        self.table = nn.Parameter(resample(self.table.detach(), *twin.table.shape[1:]))
+
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.extra, rearrange(self.table, "c r s -> (r s) c")])
 
@@ -81,15 +70,33 @@ class Positions(nn.Module):
 class Rotary(nn.Module):
     """Each pair of widths turned by its token's place times its own speed. (b h n d) -> same.
 
-    Su et al. 2021, equation 34. As released: places count in raster order, CLS first.
+    Su et al. 2021, equation 34. As released: places count in raster order, CLS first. For images
+    of another size, places lie where the grid that was trained on would have them.
     """
 
     def __init__(self, dim_head: int, grid: Grid, base: float = 10_000.0):
         super().__init__()
-        speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
-        angles = torch.arange(grid.tokens)[:, None] * speeds
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
+        self.grid = self.trained = grid
+        cos, sin = self.turns()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def turns(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of each token's angles (n d/2)."""
+        rows, columns = (
+            (torch.arange(now) + 0.5) * (then / now) - 0.5
+            for now, then in zip(self.grid[:2], self.trained[:2], strict=True)
+        )
+        places = self.grid.extra + rows[:, None] * self.trained.columns + columns
+        places = torch.cat([torch.arange(self.grid.extra), places.flatten()])
+        angles = places[:, None] * self.speeds
+        return angles.cos(), angles.sin()
+
+    def follow(self, twin: "Rotary") -> None:
+        """Take the grid of another, stretched onto the one that this was trained on."""
+        self.grid = twin.grid
+        self.cos, self.sin = (table.to(self.cos) for table in self.turns())
 
     def forward(self, x: Tensor) -> Tensor:
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -106,9 +113,20 @@ class OffsetBias(nn.Module):
 
     def __init__(self, heads: int, queries: Grid, keys: Grid, stride: int = 1):
         super().__init__()
+        self.stride = stride
         self.table = nn.Parameter(torch.zeros(heads, keys.rows, keys.columns))
         self.register_buffer("of_queries", stride * places(queries), persistent=False)
         self.register_buffer("of_keys", places(keys), persistent=False)
+
+    def move(self, queries: Grid, keys: Grid) -> None:
+        """Take other grids; a distance keeps the bias that it had as a share of the image."""
+        rows, columns = (
+            stretch(then, now).to(self.table)
+            for then, now in zip(self.table.shape[1:], keys[:2], strict=True)
+        )
+        self.table = nn.Parameter(rows @ self.table.detach() @ columns.T)
+        self.of_queries = (self.stride * places(queries)).to(self.of_queries)
+        self.of_keys = places(keys).to(self.of_keys)
 
     def forward(
         self,
@@ -126,6 +144,12 @@ def places(grid: Grid) -> Tensor:
         torch.arange(float(grid.rows)), torch.arange(float(grid.columns)), indexing="ij"
     )
     return torch.stack([rows, columns], -1).flatten(0, 1)
+
+
+def stretch(then: int, now: int) -> Tensor:
+    """What takes a line over distances 0 ... then - 1 to `now` of them, 0 staying 0: (now then)."""
+    at = (torch.arange(now) * (then / now)).clamp(max=then - 1)
+    return (1 - (at[:, None] - torch.arange(then)).abs()).clamp(min=0)
 
 
 class MultiHead(nn.Module):
@@ -150,6 +174,11 @@ class MultiHead(nn.Module):
         self.mechanism, self.rotary, self.scale = mechanism, rotary, scale
         self.q, self.k, self.v, self.out = q, k, v, out
         self.bias = bias if mechanism.takes_bias else None
+
+    def follow(self, twin: "MultiHead") -> None:
+        """Take the grids of another's bias; the mechanism, whichever it is, follows by itself."""
+        if self.bias is not None:
+            self.bias.move(twin.mechanism.queries, twin.mechanism.keys)
 
     def forward(self, x: Tensor) -> Tensor:
         heads = partial(rearrange, pattern="b n (h d) -> b h n d")
@@ -212,6 +241,14 @@ class TokenMLP(nn.Module):
         self.tokens = grid.tokens
         self.mlp = mlp(grid.tokens, grid.tokens)
 
+    def follow(self, twin: "TokenMLP") -> None:
+        """BadInput for any other number of tokens."""
+        if twin.tokens != self.tokens:
+            raise BadInput(
+                f"an MLP-Mixer of {self.tokens} tokens holds that many by its weights; "
+                f"build another for {twin.tokens}"
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.tokens:
             raise BadInput(f"TokenMLP: expected {self.tokens} tokens, got {x.shape[1]}")
@@ -262,6 +299,9 @@ class Subsample(nn.Module):
     def __init__(self, grid: Grid, stride: int):
         super().__init__()
         self.grid, self.stride = grid, stride
+
+    def follow(self, twin: "Subsample") -> None:
+        self.grid = twin.grid
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unflatten(1, (self.grid.rows, self.grid.columns))

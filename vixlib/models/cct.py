@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax
-from vixlib.errors import whole
 from vixlib.layers import (
     Positions,
     Residual,
-    check_images,
-    check_size,
     mlp,
     self_attention,
     shrunk,
     tokens_of,
 )
+from vixlib.models.host import Host
 
 
-class CCX(nn.Module):
+class CCX(Host):
     """Convolutions and max-pools make tokens; blocks normalise between attention and MLP.
 
     Hassani et al. 2021. Kept with every mechanism: tokenizer, learned positions, the block's norm
@@ -41,8 +39,7 @@ class CCX(nn.Module):
         mlp_ratio: int = 4,
         drop: float = 0.1,
     ):
-        super().__init__()
-        self.size = check_size(image_size)
+        super().__init__(image_size, classes)
         self.tokenizer, grid = nn.Sequential(), Grid(*self.size)
         widths = 3, *[64] * (len(stem) - 1), dim
         for i, stride in enumerate(stem):
@@ -64,10 +61,9 @@ class CCX(nn.Module):
             )
         self.norm = nn.LayerNorm(dim)
         self.importance = nn.Linear(dim, 1)
-        self.head = nn.Linear(dim, whole("classes", classes))
+        self.head = nn.Linear(dim, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         x = self.positions(tokens_of(self.tokenizer(images)))
         x = self.norm(self.blocks(x))
         weights = self.importance(x).softmax(1)  # sequence pooling: equation 3

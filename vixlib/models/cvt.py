@@ -7,17 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend
-from vixlib.errors import whole
 from vixlib.layers import (
     FRESH_STD,
     MultiHead,
     Residual,
-    check_images,
-    check_size,
     mlp,
     shrunk,
     tokens_of,
 )
+from vixlib.models.host import Host
 
 
 class ConvolutionalProjection(nn.Module):
@@ -33,6 +31,9 @@ class ConvolutionalProjection(nn.Module):
             nn.Conv2d(dim, dim, 3, stride, padding=1, groups=dim, bias=False), nn.BatchNorm2d(dim)
         )
         self.linear = nn.Linear(dim, dim)
+
+    def follow(self, twin: "ConvolutionalProjection") -> None:
+        self.grid = twin.grid
 
     def forward(self, x: Tensor) -> Tensor:
         extra, image = x.split([self.grid.extra, self.grid.rows * self.grid.columns], 1)
@@ -59,7 +60,7 @@ def convolutional_attention(
     return MultiHead(made, project(), project(stride), project(stride), out, scale=scale)
 
 
-class CvX(nn.Module):
+class CvX(Host):
     """Stages, each a convolution that makes fewer, wider tokens, then transformer blocks.
 
     Wu et al. 2021. Kept with every mechanism: convolutional embeddings and projections, strided
@@ -84,8 +85,7 @@ class CvX(nn.Module):
         mlp_ratio: int = 4,
         cls: bool = True,
     ):
-        super().__init__()
-        self.size = check_size(image_size)
+        super().__init__(image_size, classes)
         grid, last = Grid(*self.size), 3
         self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
         for i, dim in enumerate(widths):
@@ -105,10 +105,9 @@ class CvX(nn.Module):
             last = dim
         self.cls = nn.Parameter(torch.randn(1, dim) * FRESH_STD) if cls else None
         self.norm = nn.LayerNorm(dim) if cls else nn.Identity()
-        self.head = nn.Linear(dim, whole("classes", classes))
+        self.head = nn.Linear(dim, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         x = images
         for embedding, norm, stage in zip(self.embeddings, self.norms, self.stages, strict=True):
             x = embedding(x)

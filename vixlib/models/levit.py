@@ -5,21 +5,19 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend
-from vixlib.errors import whole
 from vixlib.layers import (
     LinearNorm,
     MultiHead,
     OffsetBias,
     Residual,
     Subsample,
-    check_images,
-    check_size,
     shrunk,
     tokens_of,
 )
+from vixlib.models.host import Host
 
 
-class LeViX(nn.Module):
+class LeViX(Host):
     """Convolutions, then stages of attention and MLP; between stages queries are subsampled.
 
     Graham et al. 2021. Kept with every mechanism: the convolution stem, batch normalisation,
@@ -42,8 +40,7 @@ class LeViX(nn.Module):
         dim_head: int = 16,
         mlp_ratio: int = 2,
     ):
-        super().__init__()
-        self.size = check_size(image_size)
+        super().__init__(image_size, classes)
         self.stem, grid, last = nn.Sequential(), Grid(*self.size), 3
         for i, stride in enumerate(stem):
             width = widths[0] >> (len(stem) - 1 - i)
@@ -82,9 +79,8 @@ class LeViX(nn.Module):
             for _ in range(depth):
                 self.blocks.append(Residual(attention(dim, dim, heads[stage], value=2)))
                 self.blocks.append(mlp(dim))
-        self.head = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, whole("classes", classes)))
+        self.head = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, classes))
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         x = self.blocks(tokens_of(self.stem(images)))
         return self.head(x.mean(1))

@@ -13,15 +13,14 @@ from vixlib.layers import (
     PatchEmbedding,
     Positions,
     Residual,
-    check_images,
-    check_size,
     mlp,
     self_attention,
     tokens_of,
 )
+from vixlib.models.host import Host
 
 
-class ViX(nn.Module):
+class ViX(Host):
     """Image to tokens, `depth` blocks of token mixer and channel MLP, one token to class scores.
 
     Dosovitskiy et al. 2021 with pre-normalisation; Jeevan and Sethi 2021 for the mixers. Called
@@ -45,11 +44,10 @@ class ViX(nn.Module):
         depth: int = 4,
         mlp_ratio: int = 2,
     ):
-        super().__init__()
-        self.size = check_size(image_size)
+        super().__init__(image_size, classes)
         if any(side % whole("patch_size", patch_size) for side in self.size):
             raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
-        whole("dim", dim), whole("classes", classes)
+        whole("dim", dim)
         self.grid = grid = Grid(*(side // patch_size for side in self.size), extra=int(cls))
         self.embedding = embedding(dim, patch_size)
         self.cls = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD) if cls else None
@@ -60,8 +58,7 @@ class ViX(nn.Module):
             self.blocks.append(Residual(norm(dim), mlp(dim, mlp_ratio * dim)))
         self.head = nn.Sequential(norm(dim), nn.Linear(dim, classes))
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         x = tokens_of(self.embedding(images))
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)

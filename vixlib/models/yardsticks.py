@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vixlib.errors import whole
-from vixlib.layers import Residual, check_images, check_size
+from vixlib.layers import Residual
+from vixlib.models.host import Host
 
 
 class ResidualPair(nn.Module):
@@ -28,7 +28,7 @@ class ResidualPair(nn.Module):
         return F.relu(shortcut + self.layers(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Host):
     """The CIFAR form: three stages of 16, 32, 64 channels, 6 x `pairs` + 2 layers. He et al. 2016.
 
     Section 4.2, shortcuts of option A. (b 3 H W) -> (b classes).
@@ -42,22 +42,21 @@ class ResNet(nn.Module):
         classes: int = 10,
         widths: Sequence[int] = (16, 32, 64),
     ):
-        super().__init__()
-        self.size, last = check_size(image_size), widths[0]
+        super().__init__(image_size, classes)
+        last = widths[0]
         layers = [nn.Conv2d(3, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.ReLU()]
         for stage, dim in enumerate(widths):
             for i in range(pairs):
                 layers.append(ResidualPair(last, dim, stride=2 if stage and not i else 1))
                 last = dim
-        head = nn.Linear(last, whole("classes", classes))
+        head = nn.Linear(last, classes)
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         return self.layers(images)
 
 
-class ConvMixer(nn.Module):
+class ConvMixer(Host):
     """Patches, then depthwise and pointwise convolutions in turn. Trockman and Kolter 2022.
 
     (b 3 H W) -> (b classes).
@@ -73,8 +72,7 @@ class ConvMixer(nn.Module):
         depth: int = 8,
         kernel: int = 5,
     ):
-        super().__init__()
-        self.size = check_size(image_size)
+        super().__init__(image_size, classes)
 
         def stage(convolution: nn.Conv2d) -> nn.Sequential:
             return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(dim))
@@ -84,9 +82,8 @@ class ConvMixer(nn.Module):
             depthwise = nn.Conv2d(dim, dim, kernel, padding="same", groups=dim)
             self.layers.append(Residual(*stage(depthwise)))
             self.layers.append(stage(nn.Conv2d(dim, dim, 1)))
-        head = nn.Linear(dim, whole("classes", classes))
+        head = nn.Linear(dim, classes)
         self.layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), head])
 
-    def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.size)
+    def scores(self, images: Tensor) -> Tensor:
         return self.layers(images)
