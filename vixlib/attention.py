@@ -83,8 +83,8 @@ class Mechanism(nn.Module):
         if not (half or (self.precise and torch.amp.is_autocast_available(q.device.type))):
             return self.mix(q, k, v, **bias)
         with torch.autocast(q.device.type, enabled=False):
-            x = [t.float() if half else t for t in (q, k, v)]
-            return self.mix(*x, **bias).to(q.dtype)
+            x = [t.float() if half else t for t in ((q, k) if v is k else (q, k, v))]
+            return self.mix(x[0], x[1], x[-1], **bias).to(q.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.queries.tokens} queries, {self.keys.tokens} keys, reduced to {self.reduced}"
@@ -109,8 +109,11 @@ class Linformer(Mechanism):
     """softmax(q (E k)^T / sqrt(d)) E v: tokens projected to r learned mixtures.
 
     Wang et al. 2020, equation 7, with one E for keys and values of a layer. Time grows as
-    (n + m) r. E is stored as an image, so that it has a place for each token.
+    (n + m) r. E is stored as an image, so that it has a place for each token. Mixtures are kept in
+    float32, since rounded ones of large keys move scores by whole units.
     """
+
+    precise = True
 
     def __init__(
         self,
@@ -255,11 +258,12 @@ class TokenConvolution(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         h, e = v.shape[1], v.shape[-1]
-        # with the channels last and one group a channel, torch takes its fast path
+        # with the channels last and one group a channel, torch takes its fast path; with padding of
+        # its own, that gets the weight's gradient wrong (oneDNN, where m % 15 == 1: 4 % at m = 256)
         weight = self.weight.to(v.dtype).repeat_interleave(e, 0)
-        x = rearrange(v, "b h m e -> b (h e) m 1")
-        x = F.conv2d(x, weight, padding=(weight.shape[2] // 2, 0), groups=h * e)
-        return rearrange(x, "b (h e) m 1 -> b h m e", h=h)
+        side = weight.shape[2] // 2
+        x = F.pad(rearrange(v, "b h m e -> b (h e) m 1"), (0, 0, side, side))
+        return rearrange(F.conv2d(x, weight, groups=h * e), "b (h e) m 1 -> b h m e", h=h)
 
 
 def resample(table: Tensor, rows: int, columns: int) -> Tensor:

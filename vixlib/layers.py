@@ -133,7 +133,7 @@ class OffsetBias(nn.Module):
         of_q: Callable[[Tensor], Tensor] = torch.positive,
         of_k: Callable[[Tensor], Tensor] = torch.positive,
     ) -> Tensor:
-        q, k = of_q(self.of_queries), of_k(self.of_keys)
+        q, k = of_q(self.of_queries.float()), of_k(self.of_keys.float())  # means of many places
         rows, columns = (q[:, None] - k).abs().round().long().unbind(-1)
         return self.table[:, rows, columns]
 
