@@ -30,5 +30,5 @@ notebooks: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,twins]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,twins,export]'
 	touch $@

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from small import SMALL, images, sizes_of, small
 
 from vixlib import build, measure, systems
 from vixlib.attention import (
@@ -68,35 +69,7 @@ TINY_IMAGENET = {  # the released code's at 64 x 64 and 200 classes
     ("CvN-released", 854_232): {"strides": (2, 1, 1)},
     ("CvP-released", 855_240): {"strides": (2, 1, 1)},
 }
-SMALL = {"image_size": 16, "patch_size": 2, "dim": 64, "depth": 2}  # of a ViX
-HOSTS = {  # of the others: what brings 16 x 16 pixels to 64 tokens
-    "LeVi{}": {"stem": (2, 1, 1), "widths": (32, 48, 64), "heads": (1, 2, 2), "depths": (1, 1, 1)},
-    "CC{}": {"stem": (2, 1, 1), "dim": 64, "depth": 2},
-    "Cv{}": {"strides": (2, 1, 1), "widths": (32, 32, 64), "heads": (1, 1, 2)},
-    "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
-    "ResNet": {"widths": (4, 8, 16)},
-    "ConvMixer": {"dim": 32, "depth": 2},
-}
-
-
-def sizes_of(name):
-    sizes = HOSTS.get(SYSTEMS[name].family)
-    return SMALL if sizes is None else {"image_size": 16, **sizes}
-
-
-def small(name, **changes):
-    """A small model of a system for 16 x 16 images; its BatchNorms have seen a batch."""
-    model = build(name, **{**sizes_of(name), **changes})
-    with torch.no_grad():
-        model(torch.randn(8, 3, *model.size))
-    return model
-
-
 UNUSED_TABLE = {"ViT-RoPE", "ViL-RoPE", "HybridViT-RoPE", "HybridViL-RoPE"}
-
-
-def images(*size, batch=4, dtype=torch.float64):
-    return torch.randn(batch, 3, *(size or (16, 16)), dtype=dtype)
 
 
 @pytest.fixture(autouse=True)

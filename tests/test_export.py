@@ -1,0 +1,55 @@
+"""Compiled, exported or saved, a model is the same."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import images, small
+from trials_export import compile_holds, compile_trial, export_holds, export_trial
+
+from vixlib import systems
+from vixlib.attention import Performer
+from vixlib.models.zoo import LETTERS, SYSTEMS
+
+FAMILIES = "Vi{}", "HybridVi{}-RoPE", "LeVi{}", "CC{}", "Cv{}"  # one of each host
+EXPORTED = [family.format(letter) for family in FAMILIES for letter in LETTERS]
+EXPORTED += ["FNet", "MLPMixer", "ResNet-20", "ConvMixer-256/8"]
+
+
+def test_every_host_and_mixer_is_exported():
+    assert {SYSTEMS[name].host for name in EXPORTED} == {row.host for row in SYSTEMS.values()}
+    assert {SYSTEMS[name].token_mixer for name in EXPORTED} == {
+        row.token_mixer for row in SYSTEMS.values()
+    }
+
+
+@pytest.mark.parametrize("name", systems())
+def test_compiles_without_a_graph_break(name):
+    seen = compile_trial(name)
+    assert compile_holds(seen), seen
+
+
+# torch 2.13 warns of itself
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exports_with_any_batch(name):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package}: pip install '.[export]'")
+    seen = export_trial(name)
+    assert export_holds(seen), seen
+
+
+@pytest.mark.parametrize("name", systems())
+def test_safetensors_keep_every_number(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = small(name).eval(), images(dtype=torch.float32)
+    performers = [m for m in model.modules() if isinstance(m, Performer)]
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
+    assert sum(key.endswith(".directions") for key in saved) == len(performers)
+    assert bool(performers) == (SYSTEMS[name].token_mixer == "performer")
+    torch.manual_seed(1)
+    other = small(name).eval()
+    with torch.no_grad():
+        assert not torch.equal(other(x), model(x))
+        other.load_state_dict(saved)
+        assert torch.equal(other(x), model(x))
