@@ -102,6 +102,53 @@ def mechanism_holds(seen: dict) -> bool:
     return seen["finite"] and seen["dtype"] and near and same and seen["spread"] > 0.1
 
 
+def mechanism_trials(mechanism: str, form: str, tokens: int, **options) -> dict:
+    """`mechanism_trial` at every scale."""
+    return {
+        str(scale): mechanism_trial(mechanism, form, scale, tokens, **options) for scale in SCALES
+    }
+
+
+def all_hold(seen: dict) -> bool:
+    return all(map(mechanism_holds, seen.values()))
+
+
+def performer_ends(heads: int = 64, tokens: int = 64) -> dict:
+    """Single heads of Performer in float32: how far from float64, and whether queries differ.
+
+    As norms grow, all features choose the keys of least norm, by the lemma itself: outputs become
+    one, and gradients differences of nearly equal numbers.
+    """
+    seen, grid, width = {}, GRIDS[tokens], 32
+    for scale in SCALES:
+        errors, gradients, spreads = [], [], []
+        for seed in range(heads):
+            torch.manual_seed(seed)
+            made = Performer(1, width, grid, grid)
+            x = [scale * torch.randn(1, 1, tokens, width) for _ in range(3)]
+            x.append(torch.randn(1, 1, tokens, width))
+            got = _gradients(made, x)
+            exact = _gradients(copy.deepcopy(made).double(), [t.double() for t in x])
+            errors.append(far(got["out"], exact["out"]))
+            gradients.append(max(far(got[name], exact[name]) for name in "qkv"))
+            spreads.append(spread(exact["out"]))
+        seen[str(scale)] = {
+            "heads": heads,
+            "worst_output": max(errors),
+            "median_gradient": sorted(gradients)[heads // 2],
+            "wrong_gradients": sum(not error < 1e-3 for error in gradients),
+            "constant": sum(one < 0.1 for one in spreads),
+            "median_spread": sorted(spreads)[heads // 2],
+        }
+    return seen
+
+
+def performer_holds(seen: dict) -> bool:
+    """Outputs always follow float64; gradients do, and queries differ, at scales 1 and 4."""
+    wrong = sum(seen[scale]["wrong_gradients"] + seen[scale]["constant"] for scale in ("1", "4"))
+    return wrong == 0 and all(s["worst_output"] < 1e-4 for s in seen.values())
+
+
 def _gradients(made: Mechanism, x: list[Tensor], context=None) -> dict[str, Tensor]:
     q, k, v, back = x
     wanted = {"q": q, "k": k} if made.shared else {"q": q, "k": k, "v": v}
@@ -113,18 +160,18 @@ def _gradients(made: Mechanism, x: list[Tensor], context=None) -> dict[str, Tens
     return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
 
 
-def system_trial(name: str, form: str, *, gain: float = 1.0, **sizes) -> dict:
+def system_trial(name: str, form: str, *, batch: int = 8, **sizes) -> dict:
     """A system's scores in evaluation and its parameters' gradient in training, beside float64.
 
-    Sizes are the small ones of the tests unless said. `gain` multiplies every parameter.
+    Sizes are the small ones of the tests unless said.
     """
     torch.manual_seed(0)
     dtype, autocast = FORMATS[form]
     model = build(name, **(sizes or sizes_of(name)))
-    images = torch.randn(8, 3, *model.size)
+    images = torch.randn(batch, 3, *model.size)
     with torch.no_grad():
         for parameter in model.parameters():  # LeViT's branches start at zero
-            parameter.add_(0.01 * torch.randn_like(parameter)).mul_(gain)
+            parameter.add_(0.01 * torch.randn_like(parameter))
         model(images)  # BatchNorms have seen a batch
     model = model if autocast else model.to(dtype)
     images = images.to(dtype)
@@ -136,6 +183,15 @@ def system_trial(name: str, form: str, *, gain: float = 1.0, **sizes) -> dict:
         "autocast": autocast,
         "roundings": {part: far(seen[part], exact[part]) / rounding(dtype) for part in exact},
     }
+
+
+def system_trials(name: str) -> dict:
+    """`system_trial` at the paper's size in every format."""
+    return {form: system_trial(name, form, batch=4, image_size=32) for form in FORMATS}
+
+
+def all_systems_hold(seen: dict) -> bool:
+    return all(map(system_holds, seen.values()))
 
 
 def system_holds(seen: dict) -> bool:
@@ -156,3 +212,53 @@ def _scores(model: nn.Module, images: Tensor, context=None) -> dict[str, Tensor]
     parameters = [p for p in model.parameters() if p.numel()]
     grads = torch.autograd.grad(out, parameters, back, allow_unused=True)
     return {"scores": scores, "gradient": torch.cat([g.flatten() for g in grads if g is not None])}
+
+
+def report(
+    mechanisms: dict[str, dict], ends: dict[str, dict], halves: dict[str, dict]
+) -> list[str]:
+    """Lines for the page: the worst of each mechanism, in roundings; where Performer ends."""
+    lines = []
+    if mechanisms:
+        lines += ["", "## Half precision", ""]
+        lines += ["Errors in roundings of the format (2^-11 for float16, 2^-8 for bfloat16): the"]
+        lines += ["worst over tokens, scales and formats; spread says how much the outputs of"]
+        lines += ["different queries differ, relative to their size (0: a constant).", ""]
+        lines += ["| mechanism | output | gradients | allowed | least spread |"]
+        lines += ["|---|---:|---:|---:|---:|"]
+        for name in MECHANISMS:
+            seen = [
+                s
+                for trial, result in mechanisms.items()
+                for s in result["seen"].values()
+                if trial.split("/")[2] == name and isinstance(s, dict)
+            ]
+            if seen:
+                out = max(s["roundings"]["out"] for s in seen)
+                rest = max(v for s in seen for k, v in s["roundings"].items() if k != "out")
+                allowed = f"{OUTPUT}, {max(s['allowed'] for s in seen)}"
+                least = min(s["spread"] for s in seen)
+                lines.append(f"| {name} | {out:.2f} | {rest:.1f} | {allowed} | {least:.2f} |")
+    scores = [
+        (s["roundings"]["scores"], name.split("/")[1])
+        for name, result in halves.items()
+        for s in result["seen"].values()
+        if isinstance(s, dict)
+    ]
+    if scores:
+        worst, name = max(scores)
+        lines += [
+            "",
+            f"Systems: scores at most {worst:.1f} roundings away ({name}); {SCORES} allowed.",
+        ]
+    for result in ends.values():
+        lines += ["", "Where Performer ends (float32, single heads, 64 tokens):", ""]
+        lines += ["| inputs | worst output | median gradient | gradients off by 1e-3 | constant |"]
+        lines += ["|---|---:|---:|---:|---:|"]
+        for scale, s in result["seen"].items():
+            if isinstance(s, dict):
+                lines.append(
+                    f"| x {scale} | {s['worst_output']:.0e} | {s['median_gradient']:.0e} | "
+                    f"{s['wrong_gradients']} of {s['heads']} | {s['constant']} of {s['heads']} |"
+                )
+    return lines
