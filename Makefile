@@ -1,5 +1,6 @@
 # make reproduce   train every system on digits and execute every notebook, under build/quick/
 # make test        what every change must pass
+# make proof       what is too long for that: goes on from where it stopped, draws tests/README.md
 # make lab         JupyterLab on the notebooks
 # make notebooks   execute the committed notebooks from the committed records, in place
 # Each installs .venv when it is missing or older than what it is made from, then works offline.
@@ -11,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 
-.PHONY: reproduce test lab notebooks
+.PHONY: reproduce test proof lab notebooks
 
 reproduce: .venv/installed
 	$(BIN)/vix reproduce --profile quick
@@ -21,6 +22,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest tests
 	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks/*.ipynb
+
+proof: .venv/installed
+	$(BIN)/python tests/proof.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

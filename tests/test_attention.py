@@ -104,6 +104,13 @@ def test_linformer_with_the_identity_is_softmax():
         assert relative(linformer(q, k, v), textbook(q, k, v)) < 1e-12
 
 
+def test_linformers_projection_is_drawn_between_the_roots_of_its_rank():
+    linformer = Linformer(HEADS, WIDTH, Grid(16, 16, 4), Grid(16, 16, 4), rank=16)
+    for part in (linformer.projection, linformer.projection_extra):
+        assert 0.2 < part.abs().max() <= 0.25
+        assert part.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.15)
+
+
 def test_linformer_projects_tokens_as_the_formula_says():
     q, k, v = tensors(65)
     linformer = Linformer(HEADS, WIDTH, GRID, GRID, rank=7).double()
@@ -220,6 +227,8 @@ def test_orthogonal_directions():
     gram = w[:32] @ w[:32].T
     assert (gram - gram.diag().diag()).abs().max() < 1e-4
     assert w.norm(dim=1).mean() == pytest.approx(math.sqrt(32), rel=0.1)
+    lengths = orthogonal_gaussian(3200, 32).norm(dim=1)  # those of Gaussian vectors: chi
+    assert lengths.std().item() == pytest.approx(math.sqrt(0.5), rel=0.1)
 
 
 def test_few_tokens_keep_softmax():

@@ -1,0 +1,227 @@
+"""The long proofs: `make proof`. Trials that take hours in all, one after another, resumable.
+
+    python tests/proof.py [--only NAME] [--minutes M]
+
+Each trial's result goes to tests/proof.json, with its date and what it ran on. One that held with
+the same code is skipped; a stop loses the trial under way. tests/README.md is drawn from the
+results. --only takes the beginning of a name (`mutant/`, `kill/ViN`), --list names what is due.
+"""
+
+import argparse
+import datetime
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import trials_host
+import trials_mutants
+import trials_precision
+
+from vixlib import systems
+from vixlib.train import write_whole
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS, PAGE = HERE / "proof.json", HERE / "README.md"
+MATHS = "vixlib/attention.py", "vixlib/layers.py", "vixlib/models"
+LARGE = 4096, 16384
+
+
+class Trial(NamedTuple):
+    """What is run, how its result is judged, and the files that decide it."""
+
+    run: Callable[[], dict]
+    holds: Callable[[dict], bool]
+    files: tuple[str, ...] = MATHS
+
+
+def trials() -> dict[str, Trial]:
+    """Every trial by its name, the quickest kinds first."""
+    found = {}
+    p, h, m = trials_precision, trials_host, trials_mutants
+    files = (*MATHS, "tests/trials_precision.py")
+    for tokens in LARGE:
+        for mechanism in p.MECHANISMS:
+            for form in p.FORMATS:
+                run = partial(p.mechanism_trials, mechanism, form, tokens, heads=1)
+                found[f"precision/{tokens}/{mechanism}/{form}"] = Trial(run, p.all_hold, files)
+    found["ends/performer"] = Trial(p.performer_ends, p.performer_holds, files)
+    for name in systems():
+        found[f"half/{name}"] = Trial(partial(p.system_trials, name), p.all_systems_hold, files)
+    for name in systems():
+        found[f"alone/{name}"] = Trial(
+            partial(h.alone_trial, name), h.alone_holds, (*MATHS, "tests/trials_host.py")
+        )
+    for name in h.KILLED:
+        for seed in range(h.TIMES):
+            found[f"kill/{name}/{seed}"] = Trial(
+                partial(h.kill_trial, name, seed), h.kill_holds, ("vixlib", "tests/trials_host.py")
+            )
+    if importlib.util.find_spec("trials_export"):
+        import trials_export as e
+
+        for name in systems():
+            files = (*MATHS, "tests/trials_export.py")
+            run = partial(e.compile_trial, name, "inductor")
+            found[f"inductor/{name}"] = Trial(run, e.compile_holds, files)
+            found[f"onnx/{name}"] = Trial(partial(e.export_trial, name), e.export_holds, files)
+    for mutant in m.mutants():
+        # not the tests: `test_proof.py` holds that the one that noticed is still there
+        found[f"mutant/{mutant.name}"] = Trial(partial(m.mutant_trial, mutant), m.as_told)
+    return found
+
+
+def source(trial: Trial) -> str:
+    """A hash of the files that decide a trial, and of its arguments."""
+    digest = hashlib.sha256(repr(trial.run.args if isinstance(trial.run, partial) else "").encode())
+    for name in trial.files:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    """What git calls this state, or unknown."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def perform(trial: Trial) -> dict:
+    """The result of a trial; an error is a result that does not hold."""
+    began = time.monotonic()
+    try:
+        seen = trial.run()
+        held = bool(trial.holds(seen))
+    except Exception as error:
+        seen, held = {"error": f"{type(error).__name__}: {error}"[:400]}, False
+    return {
+        "held": held,
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.monotonic() - began, 1),
+        "source": source(trial),
+        "commit": commit(),
+        "versions": f"torch {torch.__version__}, python {platform.python_version()}",
+        "seen": rounded(seen),
+    }
+
+
+def rounded(value):
+    """Floats to three digits, in whatever holds them."""
+    if isinstance(value, float):
+        return float(f"{value:.3g}")
+    if isinstance(value, dict):
+        return {str(key): rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def load() -> dict[str, dict]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def save(results: dict[str, dict], order: dict[str, Trial]) -> None:
+    kept = {name: results[name] for name in order if name in results}
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    write_whole(RESULTS, lambda path: path.write_text(text))
+    write_whole(PAGE, lambda path: path.write_text(page(kept)))
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+KINDS = {
+    "precision": "A mechanism at 4,096 or 16,384 tokens, one head, inputs scaled by 1, 4 and 16, "
+    "in half precision: output and every gradient beside float64",
+    "ends": "Where Performer ends: 64 single heads at 64 tokens, at each scale, in float32",
+    "half": "A system at the paper's size in half precision and under autocast: scores and "
+    "gradient beside float64",
+    "alone": "A system at the paper's size in float64: an image alone and beside others a thousand "
+    "times as large, fresh weights and doubled",
+    "kill": "A training killed (SIGKILL) at random moments and resumed: record and weights equal "
+    "to those of one that was left alone",
+    "inductor": "A system compiled by inductor without a graph break, scores and a training step, "
+    "beside eager",
+    "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
+    "mutant": "A mistake in the library: at least one test fails",
+}
+
+
+def page(results: dict[str, dict]) -> str:
+    """tests/README.md from the results alone."""
+    kinds = {kind: {} for kind in KINDS}
+    for name, result in results.items():
+        kinds[name.split("/")[0]][name] = result
+    lines = [
+        "# What was tried",
+        "",
+        "`make test` is what every change must pass. `make proof` runs what is too long for it:",
+        "the trials below, on one CPU thread, from where it last stopped. This page is drawn from",
+        "their dated results in [proof.json](proof.json) by [proof.py](proof.py).",
+        "",
+        "| trial | tried | held | minutes | on |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for kind, of_kind in kinds.items():
+        if of_kind:
+            all_of = of_kind.values()
+            dates = sorted({r["date"] for r in all_of})
+            minutes = sum(r["seconds"] for r in all_of) / 60
+            lines.append(
+                f"| {KINDS[kind]} | {len(of_kind)} | {sum(r['held'] for r in all_of)} | "
+                f"{minutes:.0f} | {' to '.join(dict.fromkeys((dates[0], dates[-1])))} |"
+            )
+    lines += ["", "Versions: " + "; ".join(sorted({r["versions"] for r in results.values()})) + "."]
+    lines += trials_precision.report(kinds["precision"], kinds["ends"], kinds["half"])
+    lines += trials_host.report(kinds["alone"], kinds["kill"])
+    lines += trials_mutants.report(kinds["mutant"])
+    failed = {name: r["seen"] for name, r in results.items() if not r["held"]}
+    lines += ["", "## What did not hold", ""]
+    lines += [f"- {name}: `{json.dumps(seen)[:300]}`" for name, seen in failed.items()] or [
+        "Nothing."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="trials whose name begins so")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
+    parser.add_argument("--list", action="store_true", help="name what would be run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    deadline = time.monotonic() + 60 * options.minutes
+    order, results = trials(), load()
+    sources = {name: source(trial) for name, trial in order.items()}
+    held = {name for name, r in results.items() if r["held"] and r["source"] == sources.get(name)}
+    todo = [name for name in order if name.startswith(options.only) and name not in held]
+    print(f"{len(todo)} of {len(order)} trials to run", flush=True)
+    for name in [] if options.list else todo:
+        if time.monotonic() > deadline:
+            print("time is up; the same command goes on")
+            break
+        results[name] = perform(order[name])
+        save(results, order)
+        result = results[name]
+        print(
+            f"{'held  ' if result['held'] else 'FAILED'} {name} {result['seconds']:.1f} s",
+            flush=True,
+        )
+    if options.list:
+        print("\n".join(todo))
+    else:
+        save(results, order)
+    return int(not all(results[name]["held"] for name in order if name in results))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.exit(main())

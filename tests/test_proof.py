@@ -1,0 +1,90 @@
+"""What `make proof` tries is there, applies, and is told as it was seen."""
+
+from pathlib import Path
+
+import proof
+import pytest
+import trials_mutants
+from proof import Trial
+
+
+@pytest.mark.parametrize("mutant", trials_mutants.mutants(), ids=lambda mutant: mutant.name)
+def test_a_mutant_applies_and_compiles(mutant):
+    compile(trials_mutants.mutated(mutant), mutant.file, "exec")
+    assert mutant.old != mutant.new
+
+
+def test_a_mutant_whose_place_has_gone_is_an_error():
+    gone = trials_mutants.Mutant("gone", "vixlib/layers.py", "not there", "")
+    with pytest.raises(ValueError, match=r"gone: 0 times in vixlib/layers\.py"):
+        trials_mutants.mutated(gone)
+
+
+@pytest.mark.parametrize(
+    ("killed_by", "survives", "told"),
+    [("a test", "", True), (None, "", False), (None, "equal", True), ("a test", "equal", False)],
+)
+def test_survivors_must_be_explained_and_explained_ones_survive(killed_by, survives, told):
+    assert trials_mutants.as_told({"killed_by": killed_by, "survives": survives}) is told
+
+
+def test_the_page_is_what_the_results_say():
+    assert proof.PAGE.read_text() == proof.page(proof.load())
+
+
+def test_the_tests_that_noticed_are_still_there():
+    tests = Path(__file__).parent
+    for name, result in proof.load().items():
+        if killed_by := result["seen"].get("killed_by"):
+            file, _, test = killed_by.partition("::")
+            assert f"def {test.split('[')[0]}(" in (tests / file).read_text(), name
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, "RESULTS", tmp_path / "proof.json")
+    monkeypatch.setattr(proof, "PAGE", tmp_path / "README.md")
+    return tmp_path
+
+
+def test_what_was_tried_is_not_tried_again(elsewhere, monkeypatch, capsys):
+    ran = []
+
+    def stop():
+        raise KeyboardInterrupt
+
+    def run(name, then=dict):
+        ran.append(name)
+        return then()
+
+    order = {
+        "alone/a": Trial(lambda: run("a"), lambda seen: True),
+        "alone/b": Trial(lambda: run("b", lambda: 1 / 0), lambda seen: True),
+        "alone/c": Trial(lambda: run("c", stop), lambda seen: True),
+    }
+    monkeypatch.setattr(proof, "trials", lambda: order)
+    monkeypatch.setattr("sys.argv", ["proof.py"])
+    with pytest.raises(KeyboardInterrupt):
+        proof.main()
+    assert ran == ["a", "b", "c"]
+    order["alone/c"] = Trial(lambda: run("c"), lambda seen: True)
+    assert proof.main() == 1
+    assert ran == ["a", "b", "c", "b", "c"]  # b did not hold
+    results = proof.load()
+    assert [result["held"] for result in results.values()] == [True, False, True]
+    assert "ZeroDivisionError" in results["alone/b"]["seen"]["error"]
+    assert "alone/b" in proof.PAGE.read_text()
+    order["alone/a"] = order["alone/a"]._replace(files=("vixlib/errors.py",))  # other code
+    proof.main()
+    assert ran[5:] == ["a", "b"]
+
+
+def test_only_and_minutes(elsewhere, monkeypatch, capsys):
+    order = {name: Trial(dict, lambda seen: True) for name in ("kill/a", "alone/a")}
+    monkeypatch.setattr(proof, "trials", lambda: order)
+    monkeypatch.setattr("sys.argv", ["proof.py", "--minutes", "0"])
+    assert proof.main() == 0
+    assert proof.load() == {}
+    monkeypatch.setattr("sys.argv", ["proof.py", "--only", "kill/"])
+    proof.main()
+    assert list(proof.load()) == ["kill/a"]
