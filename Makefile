@@ -3,6 +3,8 @@
 # make proof       what is too long for that: goes on from where it stopped, draws tests/README.md
 # make lab         JupyterLab on the notebooks
 # make notebooks   execute the committed notebooks from the committed records, in place
+# make bench       time ours beside the packages that a user would pick instead: benchmarks/records
+#                  (BENCH="--only models" for a part of it, BENCH=--help for the rest)
 # Each installs .venv when it is missing or older than what it is made from, then works offline.
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 
-.PHONY: reproduce test proof lab notebooks
+.PHONY: reproduce test proof lab notebooks bench
 
 reproduce: .venv/installed
 	$(BIN)/vix reproduce --profile quick
@@ -32,7 +34,16 @@ lab: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/vix reproduce --profile laptop --write
 
+# with glibc's own thresholds, as those who use the packages have them: ours gain less by others
+bench: .venv/benchmarks
+	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ $(BIN)/python -m benchmarks $(BENCH)
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,twins,export]'
+	touch $@
+
+# constraints.txt holds torch where it is
+.venv/benchmarks: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[twins,benchmarks]'
 	touch $@

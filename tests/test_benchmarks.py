@@ -1,0 +1,148 @@
+"""The harness of the benchmarks works with whatever peers there are; no time is judged."""
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import clock, pairs, pipeline, records, tables
+from benchmarks.__main__ import main
+from vixlib.errors import BadInput
+
+QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
+COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_median"} | {
+    *("ratio_q25", "ratio_q75", "ours_ms", "peer_ms", "ours_peak_mb", "peer_peak_mb", "equal_to"),
+    *("note", "rounds", "threads", "allocator", "device", "clock", "versions", "source", "date"),
+}
+
+
+def rows_of(folder):
+    return [row for file in sorted(folder.rglob("*.json")) for row in records.read(file)]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The folder of a quick run of three cells."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    assert main([*QUICK, "--records", str(folder)]) == 0
+    return folder
+
+
+def test_rows_explain_themselves(quick):
+    timed = [row for row in rows_of(quick) if "ratio_median" in row]
+    assert {row["peer"] for row in timed} >= {"naive form", "plain form"}
+    for row in timed:
+        assert row.keys() >= COLUMNS
+        assert 0 < row["ratio_q25"] <= row["ratio_median"] <= row["ratio_q75"]
+        assert row["equal_to"] <= pairs.TOLERANCE
+        assert 0 < row["ours_peak_mb"] <= row["peer_peak_mb"]
+
+
+def test_growth_is_fitted(quick):
+    rows = [row for row in rows_of(quick) if row["cell"].startswith("scaling")]
+    assert {row["tokens"] for row in rows} == {64, 256}
+    assert all(row["exponent_median"] > 0 for row in rows)
+
+
+def test_what_is_recorded_is_not_measured_again(quick, monkeypatch):
+    before = rows_of(quick)
+    monkeypatch.setattr(clock.Clock, "interleaved", lambda *_: pytest.fail("measured again"))
+    main([*QUICK, "--records", str(quick)])
+    assert rows_of(quick) == before
+
+
+def test_changed_code_is_measured_again(quick, tmp_path, monkeypatch):
+    file = next(quick.rglob("small.json"))
+    copy = tmp_path / file.relative_to(quick)
+    copy.parent.mkdir(parents=True)
+    copy.write_text(file.read_text())
+    monkeypatch.setattr(records, "source", lambda table: "other")
+    main(["--quick", "--only", "small/fourier", "--records", str(tmp_path)])
+    assert {row["source"] for row in rows_of(tmp_path)} == {"other"}
+    assert len(records.read(copy)) == len(records.read(file))
+
+
+def test_the_hash_is_blind_to_docstrings_only(tmp_path, monkeypatch):
+    hashes = []
+    for text in ('"""Old."""\nx = 1', '"""New."""\nx = 1  # why', '"""Old."""\nx = 2'):
+        for file in (*records.MEASURED, *records.SOURCES["layers"]):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(text)
+        monkeypatch.setattr(records, "ROOT", tmp_path)
+        hashes.append(records.source("layers"))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_missing_peer_is_named(tmp_path, monkeypatch):
+    for name in ("timm", "timm.layers", "timm.layers.attention"):
+        monkeypatch.setitem(sys.modules, name, None)
+    main(["--quick", "--only", "layers/softmax/64", "--records", str(tmp_path)])
+    timm, naive = rows_of(tmp_path)[:2]
+    assert timm["note"].startswith("not timed: ModuleNotFoundError")
+    assert timm["ours_ms"] > 0
+    assert "peer_ms" not in timm
+    assert naive["peer_ms"] > 0
+
+
+# with 256 landmarks or mixtures 256 tokens would be too few
+CONTESTS = [c for c in (*pairs.LAYERS, *pairs.MODELS) if not c.name.endswith("256")]
+
+
+@pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)
+def test_the_same_weights_give_the_same(contest):
+    """Every peer that is installed, at 256 tokens."""
+    settings = tables.Settings(quick=True)
+    size = (15, 17) if contest in pairs.MODELS else 256
+    for peer, columns in tables._agreements(settings, contest, size).items():
+        assert "Unequal" not in columns["note"], peer
+
+
+def test_other_functions_are_not_timed(monkeypatch):
+    """A peer that differs by a part in a million is seen."""
+    contest = pairs.SMALL[0]
+    (peer,) = contest.peers
+
+    def other(tokens):
+        module = peer.make(tokens)
+        module.mechanism.register_forward_hook(lambda *args: args[-1] * (1 + 1e-6))
+        return module
+
+    x = torch.randn(1, 64, pairs.DIM)
+    assert pairs.agreement(contest, peer, 64, x)["equal_to"] <= pairs.TOLERANCE
+    with pytest.raises(pairs.Unequal, match="plain form"):
+        pairs.agreement(contest, peer._replace(make=other), 64, x)
+
+
+def test_crops_are_torchvisions(monkeypatch):
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert pipeline.agreement(images)["equal_to"] <= 1e-6
+    monkeypatch.setattr(pipeline, "augment", lambda images, padding: images.flip(2))
+    with pytest.raises(pairs.Unequal):
+        pipeline.agreement(images)
+
+
+def test_peak_memory_is_that_of_a_call():
+    def call():
+        return torch.empty(250_000).add(1)
+
+    assert clock.peak_mb(call, torch.device("cpu")) == pytest.approx(2, rel=0.01)
+
+
+def test_turns_rotate(monkeypatch):
+    order = []
+
+    def slow(self, call, times=1):
+        order.append(call())
+        return 2000.0
+
+    monkeypatch.setattr(clock.Clock, "__call__", slow)
+    calls = {name: partial(str, name) for name in "abc"}
+    seen = clock.Clock(torch.device("cpu"), 1).interleaved(calls, 3)
+    assert seen == dict.fromkeys("abc", [2000.0] * 3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the first are not counted
+
+
+def test_unknown_cells_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="no cell"):
+        main(["--only", "nothing", "--records", str(tmp_path)])
