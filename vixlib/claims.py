@@ -86,7 +86,8 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     """One of VERDICTS, and the numbers behind it.
 
     For accuracies the 95 % interval of the difference decides against the margin; where the row
-    asks for one seed and there is one, show.ONE_SEED stands for it. Stale records are missing.
+    asks for one seed and there is one, show.ONE_SEED stands for it. Stale records and diverged runs
+    are missing.
     """
     pairs = list(zip(row["better"].split(), row["worse"].split(), strict=True))
     values = {name: _values(row, name, records) for pair in pairs for name in pair}

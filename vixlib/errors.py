@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 
 class BadInput(ValueError):
@@ -18,6 +20,26 @@ class RecordError(BadInput):
 
 class CheckpointError(BadInput):
     """A checkpoint is unreadable or belongs to another run."""
+
+
+@dataclass
+class Diverged(Exception):
+    """Training met a loss, weights or scores that are not finite, first in this step (from 1).
+
+    `checkpoint` is the last one with finite weights, None without; `curve` what was until then.
+    """
+
+    epoch: int
+    step: int
+    lr: float
+    checkpoint: Path | None = None
+    curve: list[dict] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"diverged in epoch {self.epoch}, step {self.step}, at learning rate {self.lr:g}; "
+            f"last good checkpoint: {self.checkpoint or 'none'}"
+        )
 
 
 def whole(name: str, value: int, least: int = 1) -> int:

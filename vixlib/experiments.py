@@ -25,7 +25,15 @@ from torch import Tensor
 
 from vixlib import ROOT, data, measure
 from vixlib.attention import Grid
-from vixlib.errors import BadInput, CheckpointError, DataError, RecordError, one_of, whole
+from vixlib.errors import (
+    BadInput,
+    CheckpointError,
+    DataError,
+    Diverged,
+    RecordError,
+    one_of,
+    whole,
+)
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
 from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
@@ -83,7 +91,7 @@ QUEUE = [
     *(name for table in ("mixers", "yardsticks") for name in TABLES[table]),
 ]
 
-STATUS = "read", "trained", "missing", "stale"  # of a record
+STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
 
 # what may differ between the records of two equal runs
 VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "versions", "commit"}
@@ -148,6 +156,11 @@ class Run:
     def weights(self) -> Path:
         """Where training leaves the weights; they are not committed."""
         return ROOT / "build" / self.profile / "weights" / f"{self.name}.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run is kept, and the last good state of one that diverged."""
+        return ROOT / "build" / self.profile / "checkpoints" / f"{self.name}.pt"
 
     @property
     def command(self) -> str:
@@ -225,7 +238,7 @@ def released_batch(name: str) -> int:
 
 
 def load(run: Run) -> dict | None:
-    """The record of a run, `status` "read" or "stale"; None where there is none.
+    """The record of a run, `status` "read", "diverged" or "stale"; None where there is none.
 
     Stale: today's code builds another model than the one that was trained. RecordError names a
     file that cannot be read.
@@ -236,7 +249,9 @@ def load(run: Run) -> dict | None:
         record = json.loads(run.path.read_text())
         then = torch.tensor(record["fingerprint"])
         mine = {"name": run.name, "system": run.system, "seed": run.seed}
-        if {key: record[key] for key in mine} != mine or not math.isfinite(record["top1"]):
+        status = record.get("status", "read")
+        known = status == "diverged" or math.isfinite(record["top1"])
+        if {key: record[key] for key in mine} != mine or not known:
             raise ValueError("it belongs to another run")
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(
@@ -244,7 +259,7 @@ def load(run: Run) -> dict | None:
         ) from error
     now = _fingerprint(run)
     same = now.shape == then.shape and torch.allclose(now, then, atol=1e-3)
-    return record | {"status": "read" if same else "stale"}
+    return record | {"status": status if same else "stale"}
 
 
 _fingerprint = cache(Run.fingerprint)
@@ -260,7 +275,8 @@ def perform(
 ) -> dict | None:
     """Train a run (or go on with it) and write its record; None where the deadline came first.
 
-    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/.
+    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/. A run that
+    diverges has a record, too, its `status` "diverged": the curve until then, where, no accuracy.
     """
     device = _device(device)
     s, model = run.settings, run.build().to(device)
@@ -268,26 +284,37 @@ def perform(
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
     dataset = data.subset(dataset, train=s["train_images"])
     checkpoint = Checkpoint(
-        ROOT / "build" / run.profile / "checkpoints" / f"{run.name}.pt",
+        run.checkpoint,
         identity=f"{run.name} {sorted(s.items())}",
         fingerprint=_fingerprint(run),
     )
     options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
-    curve = fit(
-        model,
-        dataset,
-        **options,
-        precision=s["precision"],
-        seed=run.seed,
-        watch=s["watch_images"],
-        checkpoint=checkpoint,
-        deadline=deadline,
-        report=report,
-    )
-    if curve is None:
-        return None
-    top1, top5 = evaluate(model, dataset, precision=s["precision"])
-    best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] else {}
+    where = {}
+    try:
+        curve = fit(
+            model,
+            dataset,
+            **options,
+            precision=s["precision"],
+            seed=run.seed,
+            watch=s["watch_images"],
+            checkpoint=checkpoint,
+            deadline=deadline,
+            report=report,
+        )
+        if curve is None:
+            return None
+        top1, top5 = evaluate(model, dataset, precision=s["precision"])
+        if math.isnan(top1):
+            steps = math.ceil(len(dataset.train_images) / s["batch"])
+            raise Diverged(s["epochs"], steps, s["lr"], curve=curve)
+        last = curve[-1]
+    except Diverged as error:
+        curve, top1, top5, last = error.curve, None, None, {}
+        where = {"diverged_epoch": error.epoch, "diverged_step": error.step}
+        where |= {"status": "diverged"}
+    best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] and last else {}
+    seconds = [row["seconds"] for row in curve]
     record = {
         "name": run.name,
         "system": run.system,
@@ -305,29 +332,34 @@ def perform(
         "top5": top5,
         "top1_best": best.get("top1"),
         "epoch_best": best.get("epoch"),
-        "train_accuracy": curve[-1]["train_accuracy"],
-        "loss": curve[-1]["loss"],
-        "seconds_per_epoch": round(statistics.median(row["seconds"] for row in curve), 2),
+        "train_accuracy": last.get("train_accuracy"),
+        "loss": last.get("loss"),
+        "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
         "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
         "device": _device_name(device),
         "versions": f"torch {torch.__version__}, python {platform.python_version()}",
         "commit": _commit(),
         "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
         "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
+        **where,
     }
     state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
     about = {"classes": "\n".join(dataset.classes)}
-    write_whole(run.weights, lambda path: save_file(state, path, about))
+    if where:
+        run.weights.unlink(missing_ok=True)  # of an earlier training
+    else:
+        write_whole(run.weights, lambda path: save_file(state, path, about))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
-    checkpoint.delete()
+    if not where:
+        checkpoint.delete()
     return record
 
 
 def read(
     wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
 ) -> pd.DataFrame:
-    """The records of some runs, a row each; `status` is read, trained, stale or missing.
+    """The records of some runs, a row each; `status` is one of STATUS.
 
     With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
     a missing record is a row without numbers; `command` says how to make it.
@@ -336,18 +368,34 @@ def read(
     for run in wanted:
         record = load(run)
         if train and (record is None or record["status"] == "stale"):
-            record = perform(run, folder=folder, report=line_printer(run)) | {"status": "trained"}
+            record = {"status": "trained"}
+            record |= perform(run, folder=folder, report=line_printer(run))
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
+    if not counts["diverged"]:
+        del counts["diverged"]
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     return frame
 
 
 def unfinished(wanted: Iterable[Run]) -> list[Run]:
     """Those that have no record, or one of other code."""
-    return [run for run in wanted if (load(run) or {"status": "missing"})["status"] != "read"]
+    return [run for run in wanted if (load(run) or {"status": "stale"})["status"] == "stale"]
+
+
+def say(run: Run, record: dict | None, more: str = "") -> None:
+    """Prints in a line what became of a run."""
+    if record is None:
+        end = "out of time; the same command goes on"
+    elif record["top1"] is None:
+        kept = run.checkpoint if run.checkpoint.exists() else None
+        where = record["diverged_epoch"], record["diverged_step"], record["lr"]
+        end = f"{Diverged(*where, kept)}; recorded in {run.path}"
+    else:
+        end = f"top-1 {record['top1']:.2f} %, recorded in {run.path}"
+    print(f"{run.name}: {end}{more}", flush=True)
 
 
 def perform_all(
@@ -357,7 +405,7 @@ def perform_all(
     folder: str | Path | None = None,
     device: str | None = None,
     deadline: float = math.inf,
-    done: Callable[[Run, dict | None], None] = lambda run, record: None,
+    done: Callable[[Run, dict | None], None] = say,
 ) -> None:
     """Train many runs, `workers` processes of one thread each; `done` hears of each run's end.
 

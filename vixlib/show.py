@@ -157,8 +157,8 @@ def results(
     for name, own in _having(records).groupby("system", sort=False):
         ours = own[quantity if like else "top1"].mean()
         theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
-        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own["top1"])}
-        row |= {"ours best": _spread(own[quantity])} if like else {}
+        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own, "top1")}
+        row |= {"ours best": _spread(own, quantity)} if like else {}
         row["difference"] = _number(ours - theirs, 1, "+")
         row["parameters"] = _number(own["parameters"].mean())
         row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
@@ -185,10 +185,13 @@ def _band(values: pd.Series) -> tuple[float, float]:
     return values.mean() - interval(values), values.mean() + interval(values)
 
 
-def _spread(values: pd.Series) -> str:
-    values = values.dropna()
+def _spread(own: pd.DataFrame, quantity: str) -> str:
+    values = own[quantity].dropna()
     text = _number(values.mean(), 1)
-    return f"{text} ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else text
+    text += f" ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else ""
+    lost = own["diverged_step"].count()
+    number = f"{lost} " if lost > 1 or text else ""
+    return ", ".join(filter(None, [text, f"{number}diverged" if lost else ""]))
 
 
 def _number(value: float, digits: int = 0, sign: str = "") -> str:
@@ -208,6 +211,9 @@ def _indexed(table: pd.DataFrame) -> pd.DataFrame:
 def gap(records: pd.DataFrame, one: str, other: str) -> None:
     """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
     have = _having(records, "top1")
+    lost = _lost(records[records["system"].isin([one, other])])
+    if lost:
+        return print(f"{one} − {other}: {lost}")
     a, b = (have.query("system == @n")["top1"] for n in (one, other))
     if a.empty or b.empty:
         return print(f"{one} − {other}: no records yet")
@@ -355,6 +361,7 @@ def attention_maps(
 def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
     """Training loss and `quantity` against epochs, a row of panels for each host family."""
     have = _having(records, "curve")
+    have = have[have["curve"].map(bool)]  # empty where a run diverged in its first epoch
     if have.empty:
         return _nothing(records, save)
     points = pd.DataFrame(
@@ -366,7 +373,7 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     families = [family for family in HOSTS if family in set(hosts)]
     every = math.ceil(points["epoch"].max() / 12)
     marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
-    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have))
+    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have, _lost(records)))
     grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
@@ -398,7 +405,7 @@ def tradeoff(
         return _nothing(records, save)
     groups = have.groupby("system", sort=False)
     points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    fig = _figure(5.2, f"{_of(have)} · grey line: the best for at most that cost")
+    fig = _figure(5.2, _of(have, _lost(records), "grey line: the best for at most that cost"))
     ax = fig.subplots()
     best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
     steps = np.repeat([p[:2] for p in best], 2, axis=0)
@@ -517,18 +524,25 @@ def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
     fig = _figure(2.2, "")
     ax = fig.subplots()
     ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, f"no records yet:\n{command}", ha="center", va="center", color=GREY)
+    text = _lost(records) or f"no records yet:\n{command}"
+    ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
     _finish(fig, save)
 
 
 def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Records that have these columns; every column read here is there, be it empty."""
-    known = "status", "command", "curve", *QUANTITIES
+    known = "status", "command", "curve", "diverged_step", *QUANTITIES
     return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
 
 
-def _of(records: pd.DataFrame) -> str:
-    """The caption of records: their profile, dataset, seeds and recipe."""
+def _lost(records: pd.DataFrame) -> str:
+    """Which systems have a run that diverged; empty without one."""
+    names = dict.fromkeys(_having(records, "diverged_step").get("system", []))
+    return f"diverged: {', '.join(names)}" if names else ""
+
+
+def _of(records: pd.DataFrame, *more: str) -> str:
+    """The caption of records: their profile, dataset, seeds and recipe, and what else is said."""
     seeds = sorted(set(records.groupby("system").size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
     profile, data, recipe = (
@@ -537,7 +551,7 @@ def _of(records: pd.DataFrame) -> str:
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
     parts = f"{profile} profile", DATASETS.get(data, data), f"{number} {seed}", f"recipe {recipe}"
     stale = ["some stale"] if "stale" in set(records["status"]) else []
-    return " · ".join([*parts, *stale])
+    return " · ".join(filter(None, [*parts, *stale, *more]))
 
 
 def _pixels(batch: Tensor) -> np.ndarray:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vixlib.data import Dataset, augment, normalise
-from vixlib.errors import BadInput, CheckpointError
+from vixlib.errors import BadInput, CheckpointError, Diverged
 
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
+LOOK = 50  # steps between two looks for divergence, each of which waits for the device
 
 
 class TimeUp(Exception):
@@ -43,7 +44,8 @@ def fit(
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
-    is saved and None returned.
+    is saved and None returned. Diverged names the first step whose loss, weights or evaluation are
+    not finite; the checkpoint then stays the last good one.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
@@ -51,12 +53,24 @@ def fit(
         state = checkpoint.load(model, optimizer) or state
     device = next(model.parameters()).device
     state["sums"] = state["sums"].to(device)
+    finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
+
+    def diverged(step: int) -> Diverged:
+        saved = checkpoint is not None and checkpoint.path.exists()
+        kept = checkpoint.path if saved else None
+        return Diverged(state["epoch"] + 1, step, lr, kept, state["curve"])
+
+    def look() -> None:
+        sound = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
+        if finite < state["step"] or not sound:
+            raise diverged(min(int(finite) + 1, state["step"]))
 
     def train_epoch() -> None:
         model.train()
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
         order = order.to(device)
+        finite.fill_(state["step"])
         epoch = f"epoch {state['epoch'] + 1}/{epochs}"
         # at a terminal only; in a log, `report` writes its line an epoch
         remaining = range(state["step"], math.ceil(count / batch))
@@ -74,7 +88,10 @@ def fit(
             optimizer.step()
             correct = (scores.detach().argmax(1) == labels).sum()
             state["sums"] += torch.stack([loss.detach() * len(labels), correct])
+            finite.add_(loss.isfinite() & (finite == step))
             state["step"] = step + 1
+            if state["step"] % LOOK == 0:
+                look()
 
     count = len(data.train_images)
     try:
@@ -85,7 +102,10 @@ def fit(
             finally:
                 loss, accuracy = (state["sums"] / count).tolist()  # waits for the device, too
                 state["seconds"] += time.monotonic() - began
+                look()
             top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
+            if math.isnan(top1):
+                raise diverged(state["step"])
             row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
             row |= {"top1": top1, "seconds": state["seconds"]}
             state["curve"].append({name: round(value, 4) for name, value in row.items()})
@@ -110,7 +130,10 @@ def evaluate(
     precision: str = "float32",
     deadline: float = math.inf,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode."""
+    """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode.
+
+    Both are NaN where a score is not finite: it would count as some class.
+    """
     was_training = model.training
     model.eval()
     images, labels = data.test_images[:first], data.test_labels[:first]
@@ -123,7 +146,8 @@ def evaluate(
             with autocast(images.device, precision):
                 scores = model(normalise(some))
             best = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
-            hits += torch.stack([best[:, 0].sum(), best.any(1).sum()])
+            right = torch.stack([best[:, 0].sum(), best.any(1).sum()])
+            hits += torch.where(scores.isfinite().all(), right, math.nan)
     finally:
         model.train(was_training)
     top1, top5 = (100 * hits / len(labels)).tolist()
