@@ -168,7 +168,9 @@ def test_evaluation_counts_images_not_batches(monkeypatch):
 
 
 class Fragile(Spy):
-    """Breaks for good at its n-th training step: its loss, its weights or only its evaluation."""
+    """Breaks at its n-th training step: its loss, its weights or only its evaluation, for good;
+    or its loss once, with a finite slope.
+    """
 
     def __init__(self, what, at):
         super().__init__()
@@ -177,6 +179,8 @@ class Fragile(Spy):
     def forward(self, images):
         scores = super().forward(images)
         broken = sum(self.modes) >= self.at
+        if self.what == "once" and self.training and sum(self.modes) == self.at:
+            return scores + torch.linspace(-3e38, 3e38, 10)
         if broken and self.what == "weights" and self.training:
             return scores + (self.weight * 0).sqrt()  # the slope of 0 x infinity
         if broken and self.what == ("loss" if self.training else "evaluation"):
@@ -196,6 +200,7 @@ def few():
         ("loss", 1, 1, 1),
         ("loss", 9, 2, 3),
         ("loss", 12, 2, 6),
+        ("once", 9, 2, 3),
         ("weights", 12, 2, 6),
         ("evaluation", 7, 2, 6),
     ],

@@ -595,8 +595,10 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     frame = ax.get_window_extent()
     heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
     line = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / frame.height
+    last = max(end[0] for end in ends)
     for (*at, name, tint), height in zip(ends, spread(heights, line), strict=True):
         tie = {"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "relpos": (0, 0.5)}
+        tie |= {"ls": ":"} if at[0] < last else {}  # across the axes: not part of the line
         look = {"textcoords": "axes fraction", "va": "center", "color": _ink(tint)}
         ax.annotate(name, at, (1.04, height), arrowprops=tie, annotation_clip=False, **look)
 
