@@ -180,7 +180,7 @@ class Fragile(Spy):
         scores = super().forward(images)
         broken = sum(self.modes) >= self.at
         if self.what == "once" and self.training and sum(self.modes) == self.at:
-            return scores + torch.linspace(-3e38, 3e38, 10)
+            return scores.index_fill(1, torch.arange(1, 10), -math.inf)
         if broken and self.what == "weights" and self.training:
             return scores + (self.weight * 0).sqrt()  # the slope of 0 x infinity
         if broken and self.what == ("loss" if self.training else "evaluation"):
