@@ -462,8 +462,8 @@ def test_trained_weights_give_the_recorded_accuracy(root):
         (("ViT", "quick", "fast"), "unknown recipe"),
         (("ViT", "quick", "fair", -1), "seed: expected at least 0"),
         (("ViT", "quick", "fair", 0, (("epoch", 3),)), "did you mean epochs"),
-        (("ViT", "quick", "fair", 0, (("epochs", 0),)), "epochs: expected int, at least 1"),
-        (("ViT", "quick", "fair", 0, (("lr", "much"),)), "lr: expected float"),
+        (("ViT", "quick", "fair", 0, (("epochs", 0),)), "epochs: expected at least 1, got 0"),
+        (("ViT", "quick", "fair", 0, (("lr", "much"),)), "lr: expected a number, got .much."),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(arguments, message):

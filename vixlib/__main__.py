@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vixlib import experiments, measure, systems
-from vixlib.errors import BadInput, one_of
+from vixlib.errors import BadInput, one_of, whole
 from vixlib.experiments import PROFILES, QUEUE, RECIPES, Run
 
 
@@ -20,8 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Status 1: a run that `vix train` was asked for has diverged, now or before.
     """
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return options.command(options) or 0
     except BadInput as error:
         print(f"vix: {error}", file=sys.stderr)
@@ -34,8 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise BadInput(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vix", description="Vision Xformers, reproduced.")
+    parser = _Parser("vix", description="Vision Xformers, reproduced.")
     commands = parser.add_subparsers(required=True, metavar="list | train | predict | reproduce")
 
     def command(function, text: str, profile: str) -> argparse.ArgumentParser:
@@ -117,10 +122,9 @@ def _change(text: str) -> tuple[str, object]:
 
 
 def _workers(options: argparse.Namespace, todo: list[Run]) -> int:
-    if options.workers is not None and options.workers < 1:
-        raise BadInput(f"--workers: expected at least 1, got {options.workers}")
     cores = 1 if torch.cuda.is_available() else os.cpu_count()
-    return options.workers or min(cores, len(todo) or 1)
+    workers = cores if options.workers is None else whole("--workers", options.workers)
+    return min(workers, len(todo) or 1)
 
 
 def _predict(options: argparse.Namespace) -> None:

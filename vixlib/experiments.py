@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -25,18 +25,10 @@ from torch import Tensor
 
 from vixlib import ROOT, data, measure
 from vixlib.attention import Grid
-from vixlib.errors import (
-    BadInput,
-    CheckpointError,
-    DataError,
-    Diverged,
-    RecordError,
-    one_of,
-    whole,
-)
+from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError, checked, held, one_of
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
-from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
+from vixlib.train import PRECISIONS, Checkpoint, autocast, evaluate, fit, write_whole
 
 
 @dataclass(frozen=True)
@@ -111,17 +103,22 @@ class Run:
         system(self.system)
         one_of("profile", self.profile, PROFILES)
         one_of("recipe", self.recipe, RECIPES)
-        whole("seed", self.seed, 0)
-        types = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
-        types = {name: type(value) for name, value in self.sizes.items()} | types
-        types = {name: tuple if kind is list else kind for name, kind in types.items()}
-        hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in self.overrides)
-        object.__setattr__(self, "overrides", hashable)
-        for name, value in self.overrides:
-            one_of("setting", name, types)
-            if not isinstance(value, types[name]) or (type(value) is int and value < 1):
-                kind = getattr(types[name], "__name__", types[name])
-                raise BadInput(f"{name}: expected {kind}, at least 1 if whole; got {value!r}")
+        held("seed", self.seed, int, 0)
+        held("overrides", self.overrides, tuple)
+        kinds = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
+        kinds = {name: type(value) for name, value in self.sizes.items()} | kinds
+        hashable = {}
+        for pair in self.overrides:
+            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
+                raise BadInput(f"overrides: expected pairs (name, value) once each, got {pair!r}")
+            name, value = pair
+            kind = kinds[one_of("setting", name, kinds)]
+            held(name, value, Sequence[int] if kind is list else kind)
+            exact = {list: tuple, float: float}.get(kind)  # 1 and 1.0 are one run
+            hashable[name] = exact(value) if exact else value
+        object.__setattr__(self, "overrides", tuple(hashable.items()))
+        one_of("dataset", self.settings["dataset"], data.CLASSES)
+        one_of("precision", self.settings["precision"], PRECISIONS)
 
     @property
     def sizes(self) -> dict:
@@ -217,9 +214,9 @@ def figures(profile: str) -> Path:
     return folder
 
 
+@checked
 def runs(names: Iterable[str], profile: str, *, seeds: int = 1, recipe: str = "fair") -> list[Run]:
     """One Run for each system and each of the first `seeds` seeds."""
-    whole("seeds", seeds)
     return [Run(name, profile, recipe, seed) for name in names for seed in range(seeds)]
 
 
@@ -237,6 +234,7 @@ def released_batch(name: str) -> int:
     return int(rows["value"].iloc[0])
 
 
+@checked
 def load(run: Run) -> dict | None:
     """The record of a run, `status` "read", "diverged" or "stale"; None where there is none.
 
@@ -265,6 +263,7 @@ def load(run: Run) -> dict | None:
 _fingerprint = cache(Run.fingerprint)
 
 
+@checked
 def perform(
     run: Run,
     *,
@@ -278,9 +277,8 @@ def perform(
     `folder` holds the dataset. The trained weights stay in build/<profile>/weights/. A run that
     diverges has a record, too, its `status` "diverged": the curve until then, where, no accuracy.
     """
-    device = _device(device)
+    device = data.place(device)
     s, model = run.settings, run.build().to(device)
-    autocast(device, s["precision"])  # refuses an unknown one before any work
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
     dataset = data.subset(dataset, train=s["train_images"])
     checkpoint = Checkpoint(
@@ -311,8 +309,7 @@ def perform(
         last = curve[-1]
     except Diverged as error:
         curve, top1, top5, last = error.curve, None, None, {}
-        where = {"diverged_epoch": error.epoch, "diverged_step": error.step}
-        where |= {"status": "diverged"}
+        where = {"diverged_epoch": error.epoch, "diverged_step": error.step, "status": "diverged"}
     best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] and last else {}
     seconds = [row["seconds"] for row in curve]
     record = {
@@ -345,17 +342,17 @@ def perform(
     }
     state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
     about = {"classes": "\n".join(dataset.classes)}
-    if where:
-        run.weights.unlink(missing_ok=True)  # of an earlier training
-    else:
-        write_whole(run.weights, lambda path: save_file(state, path, about))
+    write_whole(run.weights, lambda path: save_file(state, path, about))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
-    if not where:
+    if where:  # what stays is the last good state
+        run.weights.unlink()
+    else:
         checkpoint.delete()
     return record
 
 
+@checked
 def read(
     wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
 ) -> pd.DataFrame:
@@ -374,12 +371,12 @@ def read(
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    if not counts["diverged"]:
-        del counts["diverged"]
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    told = {status: n for status, n in counts.items() if n or status != "diverged"}
+    print(", ".join(f"{count} {status}" for status, count in told.items()))
     return frame
 
 
+@checked
 def unfinished(wanted: Iterable[Run]) -> list[Run]:
     """Those that have no record, or one of other code."""
     return [run for run in wanted if (load(run) or {"status": "stale"})["status"] == "stale"]
@@ -398,6 +395,7 @@ def say(run: Run, record: dict | None, more: str = "") -> None:
     print(f"{run.name}: {end}{more}", flush=True)
 
 
+@checked
 def perform_all(
     wanted: list[Run],
     *,
@@ -449,6 +447,7 @@ def line_printer(run: Run) -> Callable[[dict], None]:
     return report
 
 
+@checked
 def trained(run: Run) -> torch.nn.Module:
     """The model of a run with the weights that its training left on this machine."""
     if not run.weights.exists():
@@ -461,18 +460,19 @@ def trained(run: Run) -> torch.nn.Module:
     return model.eval()
 
 
-def predict(run: Run, image: Path, top: int = 5) -> list[tuple[str, float]]:
+@checked
+def predict(run: Run, image: str | Path, top: int = 5) -> list[tuple[str, float]]:
     """The likeliest classes of an image file with their probabilities."""
     model = trained(run)
     with safe_open(run.weights, "pt") as weights:
         classes = weights.metadata()["classes"].split("\n")
     try:
         picture = Image.open(image).convert("RGB").resize(model.size[::-1])
-    except OSError as error:
-        raise DataError(f"cannot read the image {image}: {error}") from error
+    except Exception as error:  # a broken PNG is a SyntaxError
+        raise BadInput(f"cannot read the image {image}: {error}") from error
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.no_grad():
-        best = model(data.normalise(pixels)).softmax(-1)[0].topk(top)
+        best = model(data.normalise(pixels)).softmax(-1)[0].topk(min(top, len(classes)))
     return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
 
 
@@ -481,15 +481,6 @@ def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> f
     images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
     with autocast(device, run.settings["precision"]):
         return measure.training_memory(run.build().to(device), images, labels)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _device_name(device: torch.device) -> str:

@@ -34,7 +34,7 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from vixlib.attention import Grid
-from vixlib.errors import BadInput, one_of
+from vixlib.errors import BadInput, checked, one_of
 from vixlib.models.zoo import SYSTEMS, system
 from vixlib.train import write_whole
 
@@ -132,6 +132,7 @@ def machine(profile: str) -> pd.DataFrame:
     return pd.DataFrame({"": rows})
 
 
+@checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
     rows = []
@@ -143,12 +144,14 @@ def plan(runs: Iterable) -> pd.DataFrame:
     return _indexed(pd.DataFrame(rows, columns=names))
 
 
+@checked
 def results(
     records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
 ) -> pd.DataFrame:
     """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
     from vixlib.experiments import published
 
+    one_of("quantity", quantity, published()["quantity"].unique())
     logged = published().query("dataset == @paper_dataset and quantity == @quantity")
     logged = pd.to_numeric(logged.set_index("system")["value"])
     # as released, the best epoch on the test set stands beside the last, and is what is compared
@@ -208,10 +211,12 @@ def _indexed(table: pd.DataFrame) -> pd.DataFrame:
 # ---- text ----
 
 
+@checked
 def gap(records: pd.DataFrame, one: str, other: str) -> None:
     """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
+    system(one), system(other)
     have = _having(records, "top1")
-    lost = _lost(records[records["system"].isin([one, other])])
+    lost = _lost(_having(records).query("system in [@one, @other]"))
     if lost:
         return print(f"{one} − {other}: {lost}")
     a, b = (have.query("system == @n")["top1"] for n in (one, other))
@@ -241,8 +246,8 @@ def source(*objects) -> None:
     from IPython.display import Markdown
 
     for thing in objects:
-        file = thing.__module__.replace(".", "/") + ".py"
         code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        file = thing.__module__.replace(".", "/") + ".py"
         _display(Markdown(f"```python\n{code}\n```\n<sub>{file}</sub>"))
 
 
@@ -273,19 +278,21 @@ def _display(thing: object) -> None:
 # ---- figures ----
 
 
+@checked
 def images(
     batch: Tensor,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence | None = None,
     names: Sequence[str] | None = None,
     save: str | Path | None = None,
     caption: str = "",
 ) -> None:
     """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
+    pictures = _pixels(batch)
     columns = min(len(batch), 10)
     rows = math.ceil(len(batch) / columns)
     fig = _figure(rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3, caption)
     axes = _panels(fig, rows, columns)
-    for i, (ax, picture) in enumerate(zip(axes, _pixels(batch), strict=False)):
+    for i, (ax, picture) in enumerate(zip(axes, pictures, strict=False)):
         ax.imshow(picture)
         if labels is not None:
             label = int(labels[i])
@@ -293,12 +300,15 @@ def images(
     _finish(fig, save)
 
 
+@checked
 def tokens(
     image: Tensor, patch: int, cls: bool = True, save: str | Path | None = None, caption: str = ""
 ) -> None:
     """An image (c h w) under its grid of patches, and the patches as a model reads them."""
     picture = _pixels(image[None])[0]
     height, width = picture.shape[:2]
+    if height % patch or width % patch:
+        raise BadInput(f"patch: expected to divide {height} x {width}, got {patch}")
     across = 2 * width // patch  # lines twice as long as the image's show the raster order
     dots = picture.repeat(4, 0).repeat(4, 1)  # so that a gap may be a quarter of a pixel
     parts = rearrange(dots, "(r p) (c q) k -> (r c) p q k", p=4 * patch, q=4 * patch)
@@ -322,15 +332,18 @@ def tokens(
     _finish(fig, save)
 
 
+@checked
 def attention_maps(
     maps: dict[str, Tensor],
-    grid: Grid,
+    grid: tuple,
     query: tuple[int, int] | None = None,
     save: str | Path | None = None,
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
     grid, columns = Grid(*grid), min(max(len(maps), 3), 4)
+    if query and not (0 <= query[0] < grid.rows and 0 <= query[1] < grid.columns):
+        raise BadInput(f"query: expected a place of {grid}, got {query}")
     rows = math.ceil(len(maps) / columns)
     fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
     axes = _panels(fig, rows, columns)
@@ -358,8 +371,10 @@ def attention_maps(
     _finish(fig, save)
 
 
+@checked
 def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
     """Training loss and `quantity` against epochs, a row of panels for each host family."""
+    one_of("quantity", quantity, QUANTITIES)
     have = _having(records, "curve")
     have = have[have["curve"].map(bool)]  # empty where a run diverged in its first epoch
     if have.empty:
@@ -396,10 +411,12 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     _finish(fig, save)
 
 
+@checked
 def tradeoff(
     records: pd.DataFrame, x: str = "peak_memory_mb", save: str | Path | None = None
 ) -> None:
     """Accuracy against a cost: colour of the mechanism, marker of the host, best for its cost."""
+    one_of("quantity", x, QUANTITIES)
     have = _having(records, x, "top1")
     if have.empty:
         return _nothing(records, save)
@@ -431,12 +448,15 @@ def tradeoff(
     _finish(fig, save)
 
 
+@checked
 def cost(
     costs: pd.DataFrame,
     save: str | Path | None = None,
     caption: str = "the mechanism alone, one image, 2 FLOPs a multiply-add · ring: same as softmax",
 ) -> None:
     """FLOPs against tokens for each mechanism, with a ring where one crosses softmax."""
+    for column in ("tokens", "mechanism", "flops"):
+        one_of("column", column, costs)
     table = costs.pivot_table(index="tokens", columns="mechanism", values="flops")
     fig = _figure(4.4, caption)
     ax = fig.subplots()
@@ -531,13 +551,15 @@ def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
 
 def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Records that have these columns; every column read here is there, be it empty."""
-    known = "status", "command", "curve", "diverged_step", *QUANTITIES
+    if len(records):
+        one_of("column", "system", records)
+    known = "system", "status", "command", "curve", "diverged_step", *QUANTITIES
     return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
 
 
 def _lost(records: pd.DataFrame) -> str:
     """Which systems have a run that diverged; empty without one."""
-    names = dict.fromkeys(_having(records, "diverged_step").get("system", []))
+    names = dict.fromkeys(_having(records, "diverged_step")["system"])
     return f"diverged: {', '.join(names)}" if names else ""
 
 
@@ -556,6 +578,8 @@ def _of(records: pd.DataFrame, *more: str) -> str:
 
 def _pixels(batch: Tensor) -> np.ndarray:
     """Images (b c h w) as bytes (b h w 3)."""
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not len(batch):
+        raise BadInput(f"images: expected (batch, 1 or 3, height, width), got {tuple(batch.shape)}")
     batch = batch.detach().cpu()
     if batch.is_floating_point():
         batch = ((batch + 1) * 127.5).round().clamp(0, 255).byte()
