@@ -116,16 +116,17 @@ def held(name: str, value: object, kind: object, default: object = None) -> None
 
 def checked(function: Callable) -> Callable:
     """The function, every argument of a call held to its annotation; legal options are listed."""
-    signature = inspect.signature(function)
-    parameters = signature.parameters
-    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    signature, title = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
+    every = signature.parameters
+    named = {n: p for n, p in every.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     @functools.wraps(function)
     def call(*arguments, **options):
-        for name in options:
-            takes_more or one_of(f"option of {function.__qualname__}", name, parameters)
-        for name, value in signature.bind(*arguments, **options).arguments.items():
-            held(name, value, parameters[name].annotation, parameters[name].default)
+        for name in options if len(named) == len(every) else ():
+            one_of(f"option of {title}", name, named)
+        given = signature.bind(*arguments, **options).arguments
+        for name in named.keys() & given:
+            held(name, given[name], named[name].annotation, named[name].default)
         return function(*arguments, **options)
 
     return call
