@@ -117,16 +117,16 @@ def held(name: str, value: object, kind: object, default: object = None) -> None
 def checked(function: Callable) -> Callable:
     """The function, every argument of a call held to its annotation; legal options are listed."""
     signature, title = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
-    every = signature.parameters
-    named = {n: p for n, p in every.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    named = {name: p for name, p in signature.parameters.items() if name != "self"}
+    rest = [name for name, p in named.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
     @functools.wraps(function)
     def call(*arguments, **options):
-        for name in options if len(named) == len(every) else ():
+        for name in options if not rest else ():
             one_of(f"option of {title}", name, named)
-        given = signature.bind(*arguments, **options).arguments
-        for name in named.keys() & given:
-            held(name, given[name], named[name].annotation, named[name].default)
+        for name, value in signature.bind(*arguments, **options).arguments.items():
+            if name in named and name not in rest:
+                held(name, value, named[name].annotation, named[name].default)
         return function(*arguments, **options)
 
     return call
