@@ -381,7 +381,7 @@ SHOW = [
     (
         lambda: show.results(RECORDS, "top9"),
         BadInput,
-        r"unknown quantity 'top9' \(did you mean top",
+        r"unknown quantity 'top9'; legal: .*top1_best",
     ),
     (lambda: show.gap(RECORDS, "ViT", "ViM"), BadInput, r"unknown system 'ViM'"),
     (lambda: show.curves(None), TypeError, r"records: expected DataFrame, got None"),
