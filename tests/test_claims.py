@@ -155,11 +155,27 @@ ABOVE = [70.0, 71.0, 72.0]
 
 
 @pytest.mark.parametrize(
-    "other", [{"status": "stale"}, {"status": "missing"}, {"recipe": "as-released"}]
+    "other",
+    [{"status": "stale"}, {"status": "missing"}, {"status": "diverged"}, {"recipe": "as-released"}],
 )
 def test_other_records_do_not_count(other):
     have = pd.concat([records(ViT=T), records(ViN=ABOVE, **other)])
     assert claims.verdict(row(), have)[0] == "not tested yet"
+
+
+def test_a_diverged_run_is_not_tested_by_what_it_cost():
+    less = {"quantity": "peak_memory_mb", "test": "ratio <= margin", "margin": "1", "seeds": "1"}
+    have = [records("peak_memory_mb", ViT=[700.0]), records("peak_memory_mb", ViN=[100.0])]
+    assert claims.verdict(row(**less), pd.concat(have))[0] == "holds"
+    have[1]["status"] = "diverged"
+    assert claims.verdict(row(**less), pd.concat(have))[0] == "not tested yet"
+
+
+def test_one_diverged_seed_leaves_a_claim_untested():
+    lost = records(status="diverged", ViN=[None] * 3)[2:]
+    have = pd.concat([records(ViT=T, ViN=ABOVE[:2]), lost])
+    word, numbers = claims.verdict(row(), have)
+    assert (word, numbers) == ("not tested yet", "3 of each asked, too few of ViN")
 
 
 def test_other_profiles_and_doubles_do_not_count():

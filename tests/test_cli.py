@@ -32,6 +32,26 @@ def test_train_writes_a_record_once(root, capsys):
     assert path.read_bytes() == before
 
 
+def test_divergence_is_told_and_recorded_once(root, capsys):
+    wild = ["train", "ViN", "ViT", "--profile", "quick", "--workers", "1", "--set", "lr=1e6"]
+    wild += ["--set", "epochs=2", "--set", "train_images=500"]
+    assert main(wild) == 1
+    lines = capsys.readouterr().out.splitlines()
+    record = root / "build/quick/records/ViN.digits.fair.seed0.lr=1000000.0.epochs=2"
+    record = record.with_name(record.name + ".train_images=500.json")
+    said = "diverged in epoch 1, step 2, at learning rate 1e+06; last good checkpoint: none"
+    assert lines[0] == f"{record.stem}: {said}; recorded in {record}"
+    assert len(lines) == 2  # the next run has its turn
+    assert json.loads(record.read_text())["status"] == "diverged"
+    before = record.stat().st_mtime_ns
+    assert main(wild) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"{lines[0]}; --again trains it anew"
+    assert record.stat().st_mtime_ns == before
+    assert main([*wild, "--again"]) == 1
+    assert capsys.readouterr().out.splitlines() == lines
+    assert record.stat().st_mtime_ns > before
+
+
 def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
     queue = ["ViT", "ViP-RoPE", "FNet", "LeViN", "CCL", "CvP", "CvN-released", "ResNet-20"]
     monkeypatch.setattr("vixlib.__main__.QUEUE", queue)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vixlib.__main__ import _parser
+from vixlib.errors import BadInput
 from vixlib.reproduce import rendered_readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -28,7 +29,7 @@ def test_vix_lines_are_understood():
     assert len(lines) >= 4
     for line in lines:
         _parser().parse_args(shlex.split(line, comments=True)[1:])
-    with pytest.raises(SystemExit):
+    with pytest.raises(BadInput, match="vanish"):
         _parser().parse_args(["vanish"])
 
 

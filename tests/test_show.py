@@ -34,6 +34,12 @@ def missing(name, seed=0):
     return {key: known[key] for key in keys} | {"status": "missing"}
 
 
+def diverged(name, seed=0, epochs=1):
+    known = record(name, seed, status="diverged", diverged_epoch=epochs + 1, diverged_step=7)
+    lost = dict.fromkeys(("top1", "train_accuracy", "loss", "top1_best"))
+    return known | lost | {"curve": known["curve"][:epochs]}
+
+
 @pytest.fixture
 def logs(monkeypatch):
     rows = [("ViT", "cifar10", "top1_best", "56.82"), ("ViT", "cifar10", "top1_last", "54.92")]
@@ -77,6 +83,24 @@ def test_missing_and_stale_are_told(logs):
     assert list(table["status"]) == ["stale", "vix train ViN", "vix train ViL"]
     assert set(row(table, "ViN").values()) == {"", "vix train ViN"}
     assert row(table, "ViL")["ours"] == "40.0"
+
+
+def test_divergence_stands_where_the_number_would(logs):
+    rows = [record("ViT"), diverged("ViN"), diverged("ViL"), diverged("ViL", 1)]
+    rows += [record("ViP", s, t) for s, t in enumerate((40, 42, 44))] + [diverged("ViP", 3)]
+    table = show.results(pd.DataFrame(rows))
+    several = f"42.0 ± {4.3027 * 2 / math.sqrt(3):.1f} (3), 1 diverged"
+    assert list(table["ours"]) == ["40.0", "diverged", "2 diverged", several]
+    assert row(table, "ViL")["logged"] == "50.65"
+    assert row(table, "ViL")["difference"] == ""
+    assert row(table, "ViN")["peak MB"] == "1,234"
+    alone = show.results(pd.DataFrame([diverged("ViN")]))
+    assert list(alone["ours"]) == ["diverged"]
+    stale = show.results(pd.DataFrame([record("ViT"), diverged("ViN") | {"status": "stale"}]))
+    assert list(stale["ours"]) == ["40.0", "diverged"]
+    assert list(stale["status"]) == ["", "stale"]
+    best = show.results(pd.DataFrame([record("ViT", top1_best=57.0), diverged("ViN")]))
+    assert list(best["ours best"]) == ["57.0", "diverged"]
 
 
 def test_results_without_any_record(logs):
@@ -197,6 +221,7 @@ RECORDS = pd.DataFrame([record(name, top1=30.0 + i) for i, name in enumerate(sys
 SEEDS = pd.DataFrame([record(name, s, 40.0 + s) for name in ("ViT", "ViN") for s in range(3)])
 PARTLY = pd.DataFrame([record("ViT", status="stale"), missing("ViN")])
 NONE = pd.DataFrame([missing("ViT")])
+LOST = pd.DataFrame([record("ViT"), diverged("ViN"), diverged("ViL", epochs=0), missing("ViP")])
 PICTURE = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
 PLOTS = {
     "images": lambda save: show.images(PICTURE.expand(12, 3, 16, 16), range(12), save=save),
@@ -210,6 +235,10 @@ PLOTS = {
     "curves, partly": lambda save: show.curves(PARTLY, save=save),
     "curves, none": lambda save: show.curves(NONE, save=save),
     "curves, nothing": lambda save: show.curves(pd.DataFrame(), save=save),
+    "curves, some diverged": lambda save: show.curves(LOST, save=save),
+    "curves, all diverged": lambda save: show.curves(LOST[2:3], save=save),
+    "tradeoff, some diverged": lambda save: show.tradeoff(LOST, save=save),
+    "tradeoff, all diverged": lambda save: show.tradeoff(LOST[1:3], save=save),
     "tradeoff": lambda save: show.tradeoff(RECORDS, save=save),
     "tradeoff of FLOPs": lambda save: show.tradeoff(SEEDS, "flops", save=save),
     "tradeoff, none": lambda save: show.tradeoff(NONE, save=save),
@@ -261,6 +290,20 @@ def test_captions_tell_seeds_and_staleness():
     assert show._of(PARTLY[:1]).endswith("some stale")
 
 
+def test_figures_tell_divergence(monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    for plot in (show.curves, show.tradeoff):
+        plot(LOST)
+        plot(LOST[2:3])
+        some, every = figures[-2:]
+        assert "diverged: ViN, ViL" in some._supxlabel.get_text()
+        assert "ViL" not in [text.get_text() for ax in some.axes for text in ax.texts]
+        assert [text.get_text() for text in every.axes[0].texts] == ["diverged: ViL"]
+    lines = figures[0].axes[1].get_lines()  # each as far as it went
+    assert sorted(len(line.get_xdata()) for line in lines) == [1, 3]
+
+
 def test_spread_keeps_order_distance_and_bounds():
     places = [0.5, 0.51, 0.9, 0.49, 1.2]
     moved = show.spread(places, 0.1)
@@ -303,6 +346,8 @@ def test_gap_says_what_the_seeds_resolve(capsys):
         "ViL − ViT: −6.0 points, beyond the noise of one seed, about ±3.0",
         "ViP − ViT: no records yet",
     ]
+    show.gap(LOST, "ViT", "ViN")  # two seeds of three would be a choice by the outcome
+    assert capsys.readouterr().out == "ViT − ViN: diverged: ViN\n"
     several = pd.DataFrame({"system": ["ViT"] * 3 + ["ViN"] * 3})
     several["top1"] = [48.0, 48.1, 47.9, 47.0, 47.1, 46.9]
     show.gap(several, "ViN", "ViT")

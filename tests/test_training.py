@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vixlib import data, experiments
-from vixlib.errors import BadInput, CheckpointError, RecordError
-from vixlib.experiments import QUEUE, RECIPES, VOLATILE, Run, load, perform, read
+from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError
+from vixlib.experiments import QUEUE, RECIPES, VOLATILE, Run, load, perform, read, unfinished
 from vixlib.models.zoo import systems
 from vixlib.train import Checkpoint, TimeUp, evaluate, fit, write_whole
 
@@ -162,6 +164,215 @@ def test_evaluation_counts_images_not_batches(monkeypatch):
         assert top5 == pytest.approx(100 * among, abs=1e-3)
 
 
+# ---- divergence ----
+
+
+class Fragile(Spy):
+    """Breaks at its n-th training step: its loss, its weights or only its evaluation, for good;
+    or its loss once, with a finite slope.
+    """
+
+    def __init__(self, what, at):
+        super().__init__()
+        self.what, self.at = what, at
+
+    def forward(self, images):
+        scores = super().forward(images)
+        broken = sum(self.modes) >= self.at
+        if self.what == "once" and self.training and sum(self.modes) == self.at:
+            return scores.index_fill(1, torch.arange(1, 10), -math.inf)
+        if broken and self.what == "weights" and self.training:
+            return scores + (self.weight * 0).sqrt()  # the slope of 0 x infinity
+        if broken and self.what == ("loss" if self.training else "evaluation"):
+            return scores * math.inf
+        return scores
+
+
+@pytest.fixture(scope="module")
+def few():
+    return data.subset(data.load("digits"), train=60, test=20)  # 6 steps of 10 an epoch
+
+
+@pytest.mark.parametrize("look", [1, 4, 50])
+@pytest.mark.parametrize(
+    ("what", "at", "epoch", "step"),
+    [
+        ("loss", 1, 1, 1),
+        ("loss", 9, 2, 3),
+        ("loss", 12, 2, 6),
+        ("once", 9, 2, 3),
+        ("weights", 12, 2, 6),
+        ("evaluation", 7, 2, 6),
+    ],
+)
+def test_the_first_bad_step_is_named(few, tmp_path, monkeypatch, look, what, at, epoch, step):
+    monkeypatch.setattr("vixlib.train.LOOK", look)
+    model, rows = Fragile(what, at), []
+    checkpoint = Checkpoint(tmp_path / "run.pt")
+    options = {"epochs": 4, "batch": 10, "lr": 0.25, "checkpoint": checkpoint}
+    with pytest.raises(Diverged) as caught:
+        fit(model, few, report=rows.append, **options)
+    error = caught.value
+    assert (error.epoch, error.step, error.lr) == (epoch, step, 0.25)
+    assert error.curve == rows
+    assert len(rows) == epoch - 1
+    kept = tmp_path / "run.pt" if epoch > 1 else "none"
+    said = f"diverged in epoch {epoch}, step {step}, at learning rate 0.25; "
+    assert str(error) == f"{said}last good checkpoint: {kept}"
+    assert sum(model.modes) <= 6 * (epoch - 1) + math.ceil(step / look) * look  # soon noticed
+    if epoch > 1:
+        state = torch.load(checkpoint.path, weights_only=True)
+        assert (state["state"]["epoch"], state["state"]["curve"]) == (1, rows)
+        assert state["model"]["weight"].isfinite().all()
+        again = Fragile(what, at - 6)  # goes on from there
+        with pytest.raises(Diverged) as second:
+            fit(again, few, **options)
+        assert (second.value.epoch, second.value.step) == (epoch, step)
+        assert second.value.curve == rows
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_out_of_time_keeps_no_bad_state(few, tmp_path, monkeypatch, what):
+    looks = 0
+
+    def check(deadline):  # time is up at once after the step that breaks: the 8th
+        nonlocal looks
+        looks += 1
+        if looks == 10:  # 6 steps, an evaluation, 2 steps
+            raise TimeUp
+
+    monkeypatch.setattr("vixlib.train.check", check)
+    checkpoint = Checkpoint(tmp_path / "run.pt")
+    with pytest.raises(Diverged) as caught:
+        fit(Fragile(what, 8), few, epochs=4, batch=10, checkpoint=checkpoint)
+    assert (caught.value.epoch, caught.value.step) == (2, 2)
+    assert torch.load(checkpoint.path, weights_only=True)["state"]["step"] == 0
+
+
+def test_scores_that_are_not_finite_are_no_class(few):
+    model = Spy()
+    assert evaluate(model, few)[0] == pytest.approx(10)  # class 0, by its place
+    model.weight.data[7] = math.nan
+    assert all(map(math.isnan, evaluate(model, few)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts how often a GPU is waited for")
+def test_a_step_does_not_wait_for_the_device():
+    waits = []
+    for train in (100, 1000):
+        digits = data.subset(data.load("digits", size=16, device="cuda"), train=train, test=50)
+        model = Run("ViN", "quick").build().cuda()
+        fit(model, digits, epochs=1, batch=50)  # so that nothing is set up while we count
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fit(model, digits, epochs=1, batch=50)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchronizing" in str(warning.message) for warning in caught))
+    assert 0 < waits[0] == waits[1]
+
+
+WILD = Run("FNet", "quick", overrides=(("epochs", 12), ("train_images", 500), ("lr", 500.0)))
+
+
+@pytest.fixture(scope="module")
+def wild(tmp_path_factory):
+    """The record of WILD, and the loss of each of its steps."""
+    losses, cross_entropy = [], F.cross_entropy
+
+    def listen(*tensors):
+        loss = cross_entropy(*tensors)
+        losses.append(loss.item())
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "ROOT", tmp_path_factory.mktemp("wild"))
+        patch.setattr(experiments, "_training_memory", lambda *_: 0.0)  # a step of its own
+        patch.setattr("torch.nn.functional.cross_entropy", listen)
+        record = perform(WILD)
+        assert json.loads(WILD.path.read_text(), parse_constant=pytest.fail) == record
+        assert WILD.checkpoint.exists() == (record["diverged_epoch"] > 1)
+    return record, losses
+
+
+def test_a_run_that_diverges_has_a_record(wild, record):
+    result, losses = wild
+    first = [math.isfinite(loss) for loss in losses].index(False)
+    assert (result["diverged_epoch"], result["diverged_step"]) == (first // 4 + 1, first % 4 + 1)
+    assert result["status"] == "diverged"
+    assert set(result) - set(record) == {"status", "diverged_epoch", "diverged_step"}
+    assert set(record) <= set(result)  # what others have; and theirs is as it was
+    unknown = {"top1", "top5", "train_accuracy", "loss", "top1_best", "epoch_best"}
+    assert all(result[key] is None for key in unknown)
+    assert [row["epoch"] for row in result["curve"]] == [*range(1, result["diverged_epoch"])]
+    assert all(math.isfinite(row["loss"]) for row in result["curve"])
+    assert all(not isinstance(value, dict) for value in result.values())
+
+
+def test_a_diverged_run_is_known_and_not_trained_again(wild, root, capsys):
+    WILD.weights.parent.mkdir(parents=True)
+    WILD.weights.write_text("of an earlier training")
+    assert steady(perform(WILD)) == steady(wild[0])
+    assert not WILD.weights.exists()
+    written = WILD.path.read_bytes()
+    assert load(WILD)["status"] == "diverged"
+    assert unfinished([WILD]) == []
+    frame = read([WILD], train=True)
+    assert capsys.readouterr().out == "0 read, 0 trained, 0 missing, 0 stale, 1 diverged\n"
+    assert frame["status"].tolist() == ["diverged"]
+    assert frame["top1"].isna().all()
+    assert WILD.path.read_bytes() == written
+    WILD.path.write_text(json.dumps(wild[0] | {"fingerprint": [0.0] * 80}))
+    assert load(WILD)["status"] == "stale"
+    assert unfinished([WILD]) == [WILD]
+    WILD.path.write_text(json.dumps({k: v for k, v in wild[0].items() if k != "status"}))
+    with pytest.raises(RecordError):  # a number is missing, and nothing says why
+        load(WILD)
+
+
+def test_read_trains_into_divergence(root, capsys):
+    assert read([WILD], train=True)["status"].tolist() == ["diverged"]
+    assert "1 diverged" in capsys.readouterr().out
+
+
+def test_divergence_after_stops_is_the_same(wild, root, monkeypatch):
+    looks = 0
+
+    def check(deadline):
+        nonlocal looks
+        looks += deadline < math.inf
+        if looks == 3:
+            looks = 0
+            raise TimeUp
+
+    monkeypatch.setattr("vixlib.train.check", check)
+    results = [perform(WILD, deadline=1.0)]
+    while results[-1] is None:
+        assert len(results) < 30
+        results.append(perform(WILD, deadline=1.0))
+    assert len(results) > 1
+    assert steady(results[-1]) == steady(wild[0])
+
+
+def test_the_last_look_at_the_whole_test_set_counts(root, monkeypatch):
+    """Scores of images that no epoch looked at are not finite."""
+    calls = []
+
+    def look(*arguments, **options):
+        calls.append(options)
+        return evaluate(*arguments, **options) if len(calls) == 1 else (math.nan, math.nan)
+
+    monkeypatch.setattr("vixlib.train.evaluate", look)
+    monkeypatch.setattr(experiments, "evaluate", look)
+    run = Run("FNet", "quick", overrides=(("epochs", 1), ("train_images", 300)))
+    result = perform(run)
+    assert (result["status"], result["top1"]) == ("diverged", None)
+    assert (result["diverged_epoch"], result["diverged_step"]) == (1, 3)
+    assert len(result["curve"]) == 1
+
+
 def test_missing_records_are_not_trained_unasked(root, capsys):
     frame = read([RUN])
     assert frame.loc[0, "status"] == "missing"
@@ -251,8 +462,8 @@ def test_trained_weights_give_the_recorded_accuracy(root):
         (("ViT", "quick", "fast"), "unknown recipe"),
         (("ViT", "quick", "fair", -1), "seed: expected at least 0"),
         (("ViT", "quick", "fair", 0, (("epoch", 3),)), "did you mean epochs"),
-        (("ViT", "quick", "fair", 0, (("epochs", 0),)), "epochs: expected int, at least 1"),
-        (("ViT", "quick", "fair", 0, (("lr", "much"),)), "lr: expected float"),
+        (("ViT", "quick", "fair", 0, (("epochs", 0),)), "epochs: expected at least 1, got 0"),
+        (("ViT", "quick", "fair", 0, (("lr", "much"),)), "lr: expected a number, got .much."),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(arguments, message):

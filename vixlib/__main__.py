@@ -11,15 +11,18 @@ from pathlib import Path
 import torch
 
 from vixlib import experiments, measure, systems
-from vixlib.errors import BadInput, one_of
+from vixlib.errors import BadInput, one_of, whole
 from vixlib.experiments import PROFILES, QUEUE, RECIPES, Run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input ends with one line on standard error and status 2."""
-    options = _parser().parse_args(arguments)
+    """Run one command; bad input ends with one line on standard error and status 2.
+
+    Status 1: a run that `vix train` was asked for has diverged, now or before.
+    """
     try:
-        options.command(options)
+        options = _parser().parse_args(arguments)
+        return options.command(options) or 0
     except BadInput as error:
         print(f"vix: {error}", file=sys.stderr)
         return 2
@@ -28,11 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `vix list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise BadInput(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("vix", description="Vision Xformers, reproduced.")
+    parser = _Parser("vix", description="Vision Xformers, reproduced.")
     commands = parser.add_subparsers(required=True, metavar="list | train | predict | reproduce")
 
     def command(function, text: str, profile: str) -> argparse.ArgumentParser:
@@ -80,7 +88,7 @@ def _list(options: argparse.Namespace) -> None:
         print(f"{name:18}{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}")
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> bool:
     if bool(options.systems) == bool(options.queue):
         raise BadInput("name systems, or a profile with --queue; `vix list` has the names")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
@@ -92,15 +100,15 @@ def _train(options: argparse.Namespace) -> None:
     todo = wanted if options.again else experiments.unfinished(wanted)
     for run in wanted:
         if run not in todo:
-            print(f"{run.name}: recorded in {run.path}; --again trains it anew")
+            experiments.say(run, experiments.load(run), "; --again trains it anew")
     experiments.perform_all(
         todo,
         workers=_workers(options, todo),
         folder=options.data,
         device=options.device,
         deadline=deadline,
-        done=_say,
     )
+    return any((experiments.load(run) or {}).get("status") == "diverged" for run in wanted)
 
 
 def _change(text: str) -> tuple[str, object]:
@@ -114,17 +122,9 @@ def _change(text: str) -> tuple[str, object]:
 
 
 def _workers(options: argparse.Namespace, todo: list[Run]) -> int:
-    if options.workers is not None and options.workers < 1:
-        raise BadInput(f"--workers: expected at least 1, got {options.workers}")
     cores = 1 if torch.cuda.is_available() else os.cpu_count()
-    return options.workers or min(cores, len(todo) or 1)
-
-
-def _say(run: Run, record: dict | None) -> None:
-    if record is None:
-        print(f"{run.name}: out of time; the same command goes on", flush=True)
-    else:
-        print(f"{run.name}: top-1 {record['top1']:.2f} %, {run.path}", flush=True)
+    workers = cores if options.workers is None else whole("--workers", options.workers)
+    return min(workers, len(todo) or 1)
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from vixlib import ROOT, measure
-from vixlib.errors import BadInput, one_of, whole
+from vixlib.errors import BadInput, checked, held, one_of, whole
 from vixlib.experiments import Run
 from vixlib.show import ONE_SEED, interval
 
@@ -36,10 +36,12 @@ def ledger() -> pd.DataFrame:
     return check(table.fillna("").to_dict("records"))
 
 
+@checked
 def check(rows: Iterable[Mapping]) -> pd.DataFrame:
     """These rows as a ledger; BadInput names the first that cannot be judged."""
     good = {}
     for number, row in enumerate(rows, 1):
+        held("claim", row, Mapping)
         name = row.get("claim")
         try:
             if name in good:
@@ -67,6 +69,7 @@ def _checked(row: dict) -> dict:
     return row
 
 
+@checked
 def runs(rows: pd.DataFrame) -> list[Run]:
     """Every run of which these rows need the record, once."""
     asked = (row for row in rows.to_dict("records") if row["quantity"] not in EXACT)
@@ -103,7 +106,7 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
 
 
 def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
-    """The quantity of a system, one number a seed."""
+    """The quantity of a system, one number a seed; runs that diverged have none, even of memory."""
     quantity, wanted = row["quantity"], [run for run in _runs(row) if run.system == name]
     if quantity in EXACT:
         with torch.device("meta"):

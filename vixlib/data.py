@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vixlib
-from vixlib.errors import BadInput, DataError, one_of, whole
+from vixlib.errors import BadInput, BadType, DataError, checked, held, one_of, whole
 
 CLASSES = {  # known before anything is read; a Dataset has Tiny ImageNet's real names
     "digits": tuple("0123456789"),
@@ -71,7 +71,13 @@ class Dataset:
     classes: tuple[str, ...]
     name: str
 
+    def __post_init__(self):
+        check_pixels(self.train_images), check_pixels(self.test_images)
+        check_labels(self.train_labels, len(self.train_images), len(self.classes))
+        check_labels(self.test_labels, len(self.test_images), len(self.classes))
 
+
+@checked
 def load(
     name: str,
     *,
@@ -87,9 +93,20 @@ def load(
     after a download if need be. Loaded once a process: do not write into the tensors.
     """
     one_of("dataset", name, READERS)
+    place(device)
     folder = folder or os.environ.get("VIXLIB_DATA")
     root = Path(folder).expanduser() if folder else vixlib.ROOT / "data"
     return _load(name, root, size, download and not folder, str(device))
+
+
+def place(device: str | torch.device | None = None) -> torch.device:
+    """A device that can hold numbers, by default the GPU where there is one; else BadInput."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=found).item()
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -98,7 +115,10 @@ def _load(name: str, root: Path, size: int | None, download: bool, device: str) 
         train, train_labels, test, test_labels, classes = READERS[name](root, download)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
-    train, test = (_upsample(images, size).to(device) for images in (train, test))
+    try:
+        train, test = (_upsample(images, size).to(device) for images in (train, test))
+    except RuntimeError as error:
+        raise BadInput(f"size: {size} does not fit in memory") from error
     train_labels, test_labels = train_labels.to(device), test_labels.to(device)
     return Dataset(train, train_labels, test, test_labels, classes, name)
 
@@ -254,8 +274,28 @@ def _fetch(url: str, file: Path) -> None:
             shutil.copyfileobj(watched, target)
 
 
+def check_pixels(images: Tensor) -> None:
+    """BadType where images are not a tensor of bytes."""
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        got = getattr(images, "dtype", type(images).__name__)
+        raise BadType(f"images: expected a tensor of torch.uint8, got {got}")
+
+
+def check_labels(labels: Tensor, count: int, classes: int) -> None:
+    """BadInput where labels are not as many classes' numbers as there are images."""
+    whole("number of images", count)
+    held("labels", labels, Tensor)
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        got = f"{tuple(labels.shape)} of {labels.dtype}"
+        raise BadInput(f"labels: expected ({count},) of torch.int64, got {got}")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise BadInput(f"labels: expected 0 to {classes - 1}, got {low} to {high}")
+
+
 def normalise(images: Tensor) -> Tensor:
     """uint8 images as floats in [-1, 1], as the paper does; any shape."""
+    check_pixels(images)
     return (images.float() / 255 - 0.5) / 0.5
 
 
@@ -265,6 +305,7 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
     Shifts and flips are drawn for each image; equal generators give equal images.
     """
     whole("padding", padding, least=0)
+    check_pixels(images), held("generator", generator, torch.Generator | None)
     b, c, h, w = images.shape
     here = images.device
     drawn_on = here if generator is None else generator.device
@@ -279,6 +320,7 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
     return cropped.gather(3, columns[:, None, None].expand(b, c, h, w))
 
 
+@checked
 def subset(dataset: Dataset, train: int | None = None, test: int | None = None) -> Dataset:
     """The dataset with `train` and `test` images only; None keeps all. BadInput if out of range.
 

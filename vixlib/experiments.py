@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from vixlib import ROOT, data, measure
 from vixlib.attention import Grid
-from vixlib.errors import BadInput, CheckpointError, DataError, RecordError, one_of, whole
+from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError, checked, held, one_of
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
-from vixlib.train import Checkpoint, autocast, evaluate, fit, write_whole
+from vixlib.train import PRECISIONS, Checkpoint, autocast, evaluate, fit, write_whole
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ QUEUE = [
     *(name for table in ("mixers", "yardsticks") for name in TABLES[table]),
 ]
 
-STATUS = "read", "trained", "missing", "stale"  # of a record
+STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
 
 # what may differ between the records of two equal runs
 VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "versions", "commit"}
@@ -103,17 +103,22 @@ class Run:
         system(self.system)
         one_of("profile", self.profile, PROFILES)
         one_of("recipe", self.recipe, RECIPES)
-        whole("seed", self.seed, 0)
-        types = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
-        types = {name: type(value) for name, value in self.sizes.items()} | types
-        types = {name: tuple if kind is list else kind for name, kind in types.items()}
-        hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in self.overrides)
-        object.__setattr__(self, "overrides", hashable)
-        for name, value in self.overrides:
-            one_of("setting", name, types)
-            if not isinstance(value, types[name]) or (type(value) is int and value < 1):
-                kind = getattr(types[name], "__name__", types[name])
-                raise BadInput(f"{name}: expected {kind}, at least 1 if whole; got {value!r}")
+        held("seed", self.seed, int, 0)
+        held("overrides", self.overrides, tuple)
+        kinds = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
+        kinds = {name: type(value) for name, value in self.sizes.items()} | kinds
+        hashable = {}
+        for pair in self.overrides:
+            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
+                raise BadInput(f"overrides: expected pairs (name, value) once each, got {pair!r}")
+            name, value = pair
+            kind = kinds[one_of("setting", name, kinds)]
+            held(name, value, Sequence[int] if kind is list else kind)
+            exact = {list: tuple, float: float}.get(kind)  # 1 and 1.0 are one run
+            hashable[name] = exact(value) if exact else value
+        object.__setattr__(self, "overrides", tuple(hashable.items()))
+        one_of("dataset", self.settings["dataset"], data.CLASSES)
+        one_of("precision", self.settings["precision"], PRECISIONS)
 
     @property
     def sizes(self) -> dict:
@@ -148,6 +153,11 @@ class Run:
     def weights(self) -> Path:
         """Where training leaves the weights; they are not committed."""
         return ROOT / "build" / self.profile / "weights" / f"{self.name}.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run is kept, and the last good state of one that diverged."""
+        return ROOT / "build" / self.profile / "checkpoints" / f"{self.name}.pt"
 
     @property
     def command(self) -> str:
@@ -204,9 +214,9 @@ def figures(profile: str) -> Path:
     return folder
 
 
+@checked
 def runs(names: Iterable[str], profile: str, *, seeds: int = 1, recipe: str = "fair") -> list[Run]:
     """One Run for each system and each of the first `seeds` seeds."""
-    whole("seeds", seeds)
     return [Run(name, profile, recipe, seed) for name in names for seed in range(seeds)]
 
 
@@ -224,8 +234,9 @@ def released_batch(name: str) -> int:
     return int(rows["value"].iloc[0])
 
 
+@checked
 def load(run: Run) -> dict | None:
-    """The record of a run, `status` "read" or "stale"; None where there is none.
+    """The record of a run, `status` "read", "diverged" or "stale"; None where there is none.
 
     Stale: today's code builds another model than the one that was trained. RecordError names a
     file that cannot be read.
@@ -236,7 +247,9 @@ def load(run: Run) -> dict | None:
         record = json.loads(run.path.read_text())
         then = torch.tensor(record["fingerprint"])
         mine = {"name": run.name, "system": run.system, "seed": run.seed}
-        if {key: record[key] for key in mine} != mine or not math.isfinite(record["top1"]):
+        status = record.get("status", "read")
+        known = status == "diverged" or math.isfinite(record["top1"])
+        if {key: record[key] for key in mine} != mine or not known:
             raise ValueError("it belongs to another run")
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(
@@ -244,12 +257,13 @@ def load(run: Run) -> dict | None:
         ) from error
     now = _fingerprint(run)
     same = now.shape == then.shape and torch.allclose(now, then, atol=1e-3)
-    return record | {"status": "read" if same else "stale"}
+    return record | {"status": status if same else "stale"}
 
 
 _fingerprint = cache(Run.fingerprint)
 
 
+@checked
 def perform(
     run: Run,
     *,
@@ -260,34 +274,44 @@ def perform(
 ) -> dict | None:
     """Train a run (or go on with it) and write its record; None where the deadline came first.
 
-    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/.
+    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/. A run that
+    diverges has a record, too, its `status` "diverged": the curve until then, where, no accuracy.
     """
-    device = _device(device)
+    device = data.place(device)
     s, model = run.settings, run.build().to(device)
-    autocast(device, s["precision"])  # refuses an unknown one before any work
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
     dataset = data.subset(dataset, train=s["train_images"])
     checkpoint = Checkpoint(
-        ROOT / "build" / run.profile / "checkpoints" / f"{run.name}.pt",
+        run.checkpoint,
         identity=f"{run.name} {sorted(s.items())}",
         fingerprint=_fingerprint(run),
     )
     options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
-    curve = fit(
-        model,
-        dataset,
-        **options,
-        precision=s["precision"],
-        seed=run.seed,
-        watch=s["watch_images"],
-        checkpoint=checkpoint,
-        deadline=deadline,
-        report=report,
-    )
-    if curve is None:
-        return None
-    top1, top5 = evaluate(model, dataset, precision=s["precision"])
-    best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] else {}
+    where = {}
+    try:
+        curve = fit(
+            model,
+            dataset,
+            **options,
+            precision=s["precision"],
+            seed=run.seed,
+            watch=s["watch_images"],
+            checkpoint=checkpoint,
+            deadline=deadline,
+            report=report,
+        )
+        if curve is None:
+            return None
+        top1, top5 = evaluate(model, dataset, precision=s["precision"])
+        if math.isnan(top1):
+            steps = math.ceil(len(dataset.train_images) / s["batch"])
+            raise Diverged(s["epochs"], steps, s["lr"], curve=curve)
+        last = curve[-1]
+    except Diverged as error:
+        curve, top1, top5, last = error.curve, None, None, {}
+        where = {"diverged_epoch": error.epoch, "diverged_step": error.step, "status": "diverged"}
+    best = max(curve, key=lambda row: row["top1"]) if s["best_on_test"] and last else {}
+    seconds = [row["seconds"] for row in curve]
     record = {
         "name": run.name,
         "system": run.system,
@@ -305,29 +329,34 @@ def perform(
         "top5": top5,
         "top1_best": best.get("top1"),
         "epoch_best": best.get("epoch"),
-        "train_accuracy": curve[-1]["train_accuracy"],
-        "loss": curve[-1]["loss"],
-        "seconds_per_epoch": round(statistics.median(row["seconds"] for row in curve), 2),
+        "train_accuracy": last.get("train_accuracy"),
+        "loss": last.get("loss"),
+        "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
         "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
         "device": _device_name(device),
         "versions": f"torch {torch.__version__}, python {platform.python_version()}",
         "commit": _commit(),
         "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
         "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
+        **where,
     }
     state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
     about = {"classes": "\n".join(dataset.classes)}
     write_whole(run.weights, lambda path: save_file(state, path, about))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
-    checkpoint.delete()
+    if where:  # what stays is the last good state
+        run.weights.unlink()
+    else:
+        checkpoint.delete()
     return record
 
 
+@checked
 def read(
     wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
 ) -> pd.DataFrame:
-    """The records of some runs, a row each; `status` is read, trained, stale or missing.
+    """The records of some runs, a row each; `status` is one of STATUS.
 
     With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
     a missing record is a row without numbers; `command` says how to make it.
@@ -336,20 +365,37 @@ def read(
     for run in wanted:
         record = load(run)
         if train and (record is None or record["status"] == "stale"):
-            record = perform(run, folder=folder, report=line_printer(run)) | {"status": "trained"}
+            record = {"status": "trained"}
+            record |= perform(run, folder=folder, report=line_printer(run))
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    told = {status: n for status, n in counts.items() if n or status != "diverged"}
+    print(", ".join(f"{count} {status}" for status, count in told.items()))
     return frame
 
 
+@checked
 def unfinished(wanted: Iterable[Run]) -> list[Run]:
     """Those that have no record, or one of other code."""
-    return [run for run in wanted if (load(run) or {"status": "missing"})["status"] != "read"]
+    return [run for run in wanted if (load(run) or {"status": "stale"})["status"] == "stale"]
 
 
+def say(run: Run, record: dict | None, more: str = "") -> None:
+    """Prints in a line what became of a run."""
+    if record is None:
+        end = "out of time; the same command goes on"
+    elif record["top1"] is None:
+        kept = run.checkpoint if run.checkpoint.exists() else None
+        where = record["diverged_epoch"], record["diverged_step"], record["lr"]
+        end = f"{Diverged(*where, kept)}; recorded in {run.path}"
+    else:
+        end = f"top-1 {record['top1']:.2f} %, recorded in {run.path}"
+    print(f"{run.name}: {end}{more}", flush=True)
+
+
+@checked
 def perform_all(
     wanted: list[Run],
     *,
@@ -357,7 +403,7 @@ def perform_all(
     folder: str | Path | None = None,
     device: str | None = None,
     deadline: float = math.inf,
-    done: Callable[[Run, dict | None], None] = lambda run, record: None,
+    done: Callable[[Run, dict | None], None] = say,
 ) -> None:
     """Train many runs, `workers` processes of one thread each; `done` hears of each run's end.
 
@@ -401,6 +447,7 @@ def line_printer(run: Run) -> Callable[[dict], None]:
     return report
 
 
+@checked
 def trained(run: Run) -> torch.nn.Module:
     """The model of a run with the weights that its training left on this machine."""
     if not run.weights.exists():
@@ -413,18 +460,19 @@ def trained(run: Run) -> torch.nn.Module:
     return model.eval()
 
 
-def predict(run: Run, image: Path, top: int = 5) -> list[tuple[str, float]]:
+@checked
+def predict(run: Run, image: str | Path, top: int = 5) -> list[tuple[str, float]]:
     """The likeliest classes of an image file with their probabilities."""
     model = trained(run)
     with safe_open(run.weights, "pt") as weights:
         classes = weights.metadata()["classes"].split("\n")
     try:
         picture = Image.open(image).convert("RGB").resize(model.size[::-1])
-    except OSError as error:
-        raise DataError(f"cannot read the image {image}: {error}") from error
+    except Exception as error:  # a broken PNG is a SyntaxError
+        raise BadInput(f"cannot read the image {image}: {error}") from error
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.no_grad():
-        best = model(data.normalise(pixels)).softmax(-1)[0].topk(top)
+        best = model(data.normalise(pixels)).softmax(-1)[0].topk(min(top, len(classes)))
     return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
 
 
@@ -433,15 +481,6 @@ def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> f
     images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
     with autocast(device, run.settings["precision"]):
         return measure.training_memory(run.build().to(device), images, labels)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _device_name(device: torch.device) -> str:

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vixlib.attention import Grid, Mechanism
+from vixlib.data import check_labels
+from vixlib.errors import checked, held
 from vixlib.models.zoo import build
 
 
+@checked
 def parameters(model: nn.Module) -> int:
     """How many numbers training changes: all parameters, wherever they are kept."""
     return sum(p.numel() for p in model.parameters())
 
 
+@checked
 def flops(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
     """Floating-point operations of one forward pass, 2 for each multiply-add.
 
@@ -26,11 +30,13 @@ def flops(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
     (on a CPU it counts that as none). Softmax, norms and Fourier transforms are not counted.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = make().eval()
-        model(*(torch.empty(shape) for shape in shapes))
+        model = make()
+        held("made model", model, nn.Module)
+        model.eval()(*(torch.empty(shape) for shape in shapes))
     return counter.get_total_flops()
 
 
+@checked
 def mechanism_flops(
     mechanism: Callable[..., Mechanism], tokens: int, *, heads: int = 4, dim_head: int = 32
 ) -> int:
@@ -39,6 +45,7 @@ def mechanism_flops(
     return flops(lambda: mechanism(heads, dim_head, grid, grid), shape, shape, shape)
 
 
+@checked
 def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
     """Parameters and millions of FLOPs an image of each system, at the settings of `build`."""
     rows = []
@@ -50,6 +57,7 @@ def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
 
 
+@checked
 def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Peak MB that one training step holds beyond model and batch: activations, gradients, Adam.
 
@@ -59,7 +67,9 @@ def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        F.cross_entropy(model(images).float(), labels).backward()
+        scores = model(images).float()
+        check_labels(labels, *scores.shape)  # on a GPU a wrong one ends the process
+        F.cross_entropy(scores, labels).backward()
         optimizer.step()
 
     if images.is_cuda:

@@ -47,7 +47,7 @@ def reproduce(
     began = time.monotonic()
     if todo:
         print(f"training {len(todo)} runs, {workers} side by side", flush=True)
-        experiments.perform_all(todo, workers=workers, folder=folder, done=_say)
+        experiments.perform_all(todo, workers=workers, folder=folder)
     trained = time.monotonic()
     executed = ROOT / "build" / profile / "notebooks"
     seconds = execute(sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), executed, profile)
@@ -127,7 +127,3 @@ def rendered_readme(text: str) -> str:
     begin, end = "by `make notebooks` -->\n", "<!-- end of results -->"
     head, rest = text.split(begin)
     return "\n".join([head + begin, *lines, "", end]) + rest.split(end)[1]
-
-
-def _say(run: Run, record: dict | None) -> None:
-    print(f"{run.name:40} top-1 {record['top1']:6.2f} %", flush=True)

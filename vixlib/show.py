@@ -34,7 +34,7 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from vixlib.attention import Grid
-from vixlib.errors import BadInput, one_of
+from vixlib.errors import BadInput, checked, one_of
 from vixlib.models.zoo import SYSTEMS, system
 from vixlib.train import write_whole
 
@@ -132,6 +132,7 @@ def machine(profile: str) -> pd.DataFrame:
     return pd.DataFrame({"": rows})
 
 
+@checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
     rows = []
@@ -143,12 +144,14 @@ def plan(runs: Iterable) -> pd.DataFrame:
     return _indexed(pd.DataFrame(rows, columns=names))
 
 
+@checked
 def results(
     records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
 ) -> pd.DataFrame:
     """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
     from vixlib.experiments import published
 
+    one_of("quantity", quantity, published()["quantity"].unique())
     logged = published().query("dataset == @paper_dataset and quantity == @quantity")
     logged = pd.to_numeric(logged.set_index("system")["value"])
     # as released, the best epoch on the test set stands beside the last, and is what is compared
@@ -157,8 +160,8 @@ def results(
     for name, own in _having(records).groupby("system", sort=False):
         ours = own[quantity if like else "top1"].mean()
         theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
-        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own["top1"])}
-        row |= {"ours best": _spread(own[quantity])} if like else {}
+        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own, "top1")}
+        row |= {"ours best": _spread(own, quantity)} if like else {}
         row["difference"] = _number(ours - theirs, 1, "+")
         row["parameters"] = _number(own["parameters"].mean())
         row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
@@ -185,10 +188,13 @@ def _band(values: pd.Series) -> tuple[float, float]:
     return values.mean() - interval(values), values.mean() + interval(values)
 
 
-def _spread(values: pd.Series) -> str:
-    values = values.dropna()
+def _spread(own: pd.DataFrame, quantity: str) -> str:
+    values = own[quantity].dropna()
     text = _number(values.mean(), 1)
-    return f"{text} ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else text
+    text += f" ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else ""
+    lost = own["diverged_step"].count()
+    number = f"{lost} " if lost > 1 or text else ""
+    return ", ".join(filter(None, [text, f"{number}diverged" if lost else ""]))
 
 
 def _number(value: float, digits: int = 0, sign: str = "") -> str:
@@ -205,9 +211,14 @@ def _indexed(table: pd.DataFrame) -> pd.DataFrame:
 # ---- text ----
 
 
+@checked
 def gap(records: pd.DataFrame, one: str, other: str) -> None:
     """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
+    system(one), system(other)
     have = _having(records, "top1")
+    lost = _lost(_having(records).query("system in [@one, @other]"))
+    if lost:
+        return print(f"{one} − {other}: {lost}")
     a, b = (have.query("system == @n")["top1"] for n in (one, other))
     if a.empty or b.empty:
         return print(f"{one} − {other}: no records yet")
@@ -235,8 +246,8 @@ def source(*objects) -> None:
     from IPython.display import Markdown
 
     for thing in objects:
-        file = thing.__module__.replace(".", "/") + ".py"
         code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        file = thing.__module__.replace(".", "/") + ".py"
         _display(Markdown(f"```python\n{code}\n```\n<sub>{file}</sub>"))
 
 
@@ -267,19 +278,21 @@ def _display(thing: object) -> None:
 # ---- figures ----
 
 
+@checked
 def images(
     batch: Tensor,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence | None = None,
     names: Sequence[str] | None = None,
     save: str | Path | None = None,
     caption: str = "",
 ) -> None:
     """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
+    pictures = _pixels(batch)
     columns = min(len(batch), 10)
     rows = math.ceil(len(batch) / columns)
     fig = _figure(rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3, caption)
     axes = _panels(fig, rows, columns)
-    for i, (ax, picture) in enumerate(zip(axes, _pixels(batch), strict=False)):
+    for i, (ax, picture) in enumerate(zip(axes, pictures, strict=False)):
         ax.imshow(picture)
         if labels is not None:
             label = int(labels[i])
@@ -287,12 +300,15 @@ def images(
     _finish(fig, save)
 
 
+@checked
 def tokens(
     image: Tensor, patch: int, cls: bool = True, save: str | Path | None = None, caption: str = ""
 ) -> None:
     """An image (c h w) under its grid of patches, and the patches as a model reads them."""
     picture = _pixels(image[None])[0]
     height, width = picture.shape[:2]
+    if height % patch or width % patch:
+        raise BadInput(f"patch: expected to divide {height} x {width}, got {patch}")
     across = 2 * width // patch  # lines twice as long as the image's show the raster order
     dots = picture.repeat(4, 0).repeat(4, 1)  # so that a gap may be a quarter of a pixel
     parts = rearrange(dots, "(r p) (c q) k -> (r c) p q k", p=4 * patch, q=4 * patch)
@@ -316,15 +332,18 @@ def tokens(
     _finish(fig, save)
 
 
+@checked
 def attention_maps(
     maps: dict[str, Tensor],
-    grid: Grid,
+    grid: tuple,
     query: tuple[int, int] | None = None,
     save: str | Path | None = None,
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
     grid, columns = Grid(*grid), min(max(len(maps), 3), 4)
+    if query and not (0 <= query[0] < grid.rows and 0 <= query[1] < grid.columns):
+        raise BadInput(f"query: expected a place of {grid}, got {query}")
     rows = math.ceil(len(maps) / columns)
     fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
     axes = _panels(fig, rows, columns)
@@ -352,9 +371,12 @@ def attention_maps(
     _finish(fig, save)
 
 
+@checked
 def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
     """Training loss and `quantity` against epochs, a row of panels for each host family."""
+    one_of("quantity", quantity, QUANTITIES)
     have = _having(records, "curve")
+    have = have[have["curve"].map(bool)]  # empty where a run diverged in its first epoch
     if have.empty:
         return _nothing(records, save)
     points = pd.DataFrame(
@@ -366,7 +388,7 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     families = [family for family in HOSTS if family in set(hosts)]
     every = math.ceil(points["epoch"].max() / 12)
     marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
-    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have))
+    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have, _lost(records)))
     grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
@@ -389,16 +411,18 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     _finish(fig, save)
 
 
+@checked
 def tradeoff(
     records: pd.DataFrame, x: str = "peak_memory_mb", save: str | Path | None = None
 ) -> None:
     """Accuracy against a cost: colour of the mechanism, marker of the host, best for its cost."""
+    one_of("quantity", x, QUANTITIES)
     have = _having(records, x, "top1")
     if have.empty:
         return _nothing(records, save)
     groups = have.groupby("system", sort=False)
     points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    fig = _figure(5.2, f"{_of(have)} · grey line: the best for at most that cost")
+    fig = _figure(5.2, _of(have, _lost(records), "grey line: the best for at most that cost"))
     ax = fig.subplots()
     best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
     steps = np.repeat([p[:2] for p in best], 2, axis=0)
@@ -424,12 +448,15 @@ def tradeoff(
     _finish(fig, save)
 
 
+@checked
 def cost(
     costs: pd.DataFrame,
     save: str | Path | None = None,
     caption: str = "the mechanism alone, one image, 2 FLOPs a multiply-add · ring: same as softmax",
 ) -> None:
     """FLOPs against tokens for each mechanism, with a ring where one crosses softmax."""
+    for column in ("tokens", "mechanism", "flops"):
+        one_of("column", column, costs)
     table = costs.pivot_table(index="tokens", columns="mechanism", values="flops")
     fig = _figure(4.4, caption)
     ax = fig.subplots()
@@ -517,18 +544,27 @@ def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
     fig = _figure(2.2, "")
     ax = fig.subplots()
     ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, f"no records yet:\n{command}", ha="center", va="center", color=GREY)
+    text = _lost(records) or f"no records yet:\n{command}"
+    ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
     _finish(fig, save)
 
 
 def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Records that have these columns; every column read here is there, be it empty."""
-    known = "status", "command", "curve", *QUANTITIES
+    if len(records):
+        one_of("column", "system", records)
+    known = "system", "status", "command", "curve", "diverged_step", *QUANTITIES
     return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
 
 
-def _of(records: pd.DataFrame) -> str:
-    """The caption of records: their profile, dataset, seeds and recipe."""
+def _lost(records: pd.DataFrame) -> str:
+    """Which systems have a run that diverged; empty without one."""
+    names = dict.fromkeys(_having(records, "diverged_step")["system"])
+    return f"diverged: {', '.join(names)}" if names else ""
+
+
+def _of(records: pd.DataFrame, *more: str) -> str:
+    """The caption of records: their profile, dataset, seeds and recipe, and what else is said."""
     seeds = sorted(set(records.groupby("system").size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
     profile, data, recipe = (
@@ -537,11 +573,13 @@ def _of(records: pd.DataFrame) -> str:
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
     parts = f"{profile} profile", DATASETS.get(data, data), f"{number} {seed}", f"recipe {recipe}"
     stale = ["some stale"] if "stale" in set(records["status"]) else []
-    return " · ".join([*parts, *stale])
+    return " · ".join(filter(None, [*parts, *stale, *more]))
 
 
 def _pixels(batch: Tensor) -> np.ndarray:
     """Images (b c h w) as bytes (b h w 3)."""
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or not len(batch):
+        raise BadInput(f"images: expected (batch, 1 or 3, height, width), got {tuple(batch.shape)}")
     batch = batch.detach().cpu()
     if batch.is_floating_point():
         batch = ((batch + 1) * 127.5).round().clamp(0, 255).byte()
@@ -581,8 +619,10 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     frame = ax.get_window_extent()
     heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
     line = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / frame.height
+    last = max(end[0] for end in ends)
     for (*at, name, tint), height in zip(ends, spread(heights, line), strict=True):
         tie = {"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "relpos": (0, 0.5)}
+        tie |= {"ls": ":"} if at[0] < last else {}  # across the axes: not part of the line
         look = {"textcoords": "axes fraction", "va": "center", "color": _ink(tint)}
         ax.annotate(name, at, (1.04, height), arrowprops=tie, annotation_clip=False, **look)
 

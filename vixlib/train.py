@@ -12,122 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vixlib.data import Dataset, augment, normalise
-from vixlib.errors import BadInput, CheckpointError
+from vixlib.errors import BadInput, CheckpointError, Diverged, checked, one_of
 
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
+LOOK = 50  # steps between two looks for divergence, each of which waits for the device
 
 
 class TimeUp(Exception):
     """The deadline has come; what was done is worth a checkpoint."""
-
-
-def fit(
-    model: nn.Module,
-    data: Dataset,
-    *,
-    epochs: int,
-    batch: int = 128,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
-    augmented: bool = False,
-    precision: str = "float32",
-    seed: int = 0,
-    watch: int | None = None,
-    checkpoint: "Checkpoint | None" = None,
-    deadline: float = math.inf,
-    report: Callable[[dict], None] = lambda row: None,
-) -> list[dict] | None:
-    """Train a model in place with AdamW at a constant rate; return its curve, a row an epoch.
-
-    Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
-    `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
-    that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
-    is saved and None returned.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-    state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
-    if checkpoint is not None:
-        state = checkpoint.load(model, optimizer) or state
-    device = next(model.parameters()).device
-    state["sums"] = state["sums"].to(device)
-
-    def train_epoch() -> None:
-        model.train()
-        epoch_seed = 10_000 * seed + state["epoch"]
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
-        order = order.to(device)
-        epoch = f"epoch {state['epoch'] + 1}/{epochs}"
-        # at a terminal only; in a log, `report` writes its line an epoch
-        remaining = range(state["step"], math.ceil(count / batch))
-        for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
-            check(deadline)
-            torch.manual_seed(100_000 * epoch_seed + step)
-            chosen = order[step * batch :][:batch]
-            images, labels = data.train_images[chosen], data.train_labels[chosen]
-            images = normalise(augment(images) if augmented else images)
-            with autocast(device, precision):
-                scores = model(images)
-            loss = F.cross_entropy(scores.float(), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            correct = (scores.detach().argmax(1) == labels).sum()
-            state["sums"] += torch.stack([loss.detach() * len(labels), correct])
-            state["step"] = step + 1
-
-    count = len(data.train_images)
-    try:
-        while state["epoch"] < epochs:
-            began = time.monotonic()
-            try:
-                train_epoch()
-            finally:
-                loss, accuracy = (state["sums"] / count).tolist()  # waits for the device, too
-                state["seconds"] += time.monotonic() - began
-            top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
-            row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
-            row |= {"top1": top1, "seconds": state["seconds"]}
-            state["curve"].append({name: round(value, 4) for name, value in row.items()})
-            state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0}
-            state["sums"].zero_()
-            report(state["curve"][-1])
-            if checkpoint is not None:
-                checkpoint.save(model, optimizer, state)
-    except TimeUp:
-        if checkpoint is not None:
-            checkpoint.save(model, optimizer, state)
-        return None
-    return state["curve"]
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    data: Dataset,
-    first: int | None = None,
-    *,
-    precision: str = "float32",
-    deadline: float = math.inf,
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    images, labels = data.test_images[:first], data.test_labels[:first]
-    hits = torch.zeros(2, device=images.device)
-    try:
-        for some, truth in zip(
-            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
-        ):
-            check(deadline)
-            with autocast(images.device, precision):
-                scores = model(normalise(some))
-            best = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
-            hits += torch.stack([best[:, 0].sum(), best.any(1).sum()])
-    finally:
-        model.train(was_training)
-    top1, top5 = (100 * hits / len(labels)).tolist()
-    return round(top1, 4), round(top5, 4)
 
 
 class Checkpoint:
@@ -168,6 +61,146 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+@checked
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch: int = 128,
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    augmented: bool = False,
+    precision: str = "float32",
+    seed: int = 0,
+    watch: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    deadline: float = math.inf,
+    report: Callable[[dict], None] = lambda row: None,
+) -> list[dict] | None:
+    """Train a model in place with AdamW at a constant rate; return its curve, a row an epoch.
+
+    Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
+    `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
+    that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
+    is saved and None returned. Diverged names the first step whose loss, weights or evaluation are
+    not finite; the checkpoint then stays the last good one.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
+    state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
+    if checkpoint is not None:
+        state = checkpoint.load(model, optimizer) or state
+    device = next(model.parameters()).device
+    state["sums"] = state["sums"].to(device)
+    finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
+
+    def diverged(step: int) -> Diverged:
+        kept = checkpoint.path if checkpoint and checkpoint.path.exists() else None
+        return Diverged(state["epoch"] + 1, step, lr, kept, state["curve"])
+
+    def look() -> None:
+        sound = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
+        if finite < state["step"] or not sound:
+            raise diverged(min(int(finite) + 1, state["step"]))
+
+    def train_epoch() -> None:
+        model.train()
+        epoch_seed = 10_000 * seed + state["epoch"]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
+        order = order.to(device)
+        finite.fill_(state["step"])
+        epoch = f"epoch {state['epoch'] + 1}/{epochs}"
+        # at a terminal only; in a log, `report` writes its line an epoch
+        remaining = range(state["step"], math.ceil(count / batch))
+        for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
+            check(deadline)
+            torch.manual_seed(100_000 * epoch_seed + step)
+            chosen = order[step * batch :][:batch]
+            images, labels = data.train_images[chosen], data.train_labels[chosen]
+            images = normalise(augment(images) if augmented else images)
+            scores = scores_of(model, images, data, precision)
+            loss = F.cross_entropy(scores.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            correct = (scores.detach().argmax(1) == labels).sum()
+            state["sums"] += torch.stack([loss.detach() * len(labels), correct])
+            finite.add_(loss.isfinite() & (finite == step))
+            state["step"] = step + 1
+            if state["step"] % LOOK == 0:
+                look()
+
+    count = len(data.train_images)
+    try:
+        while state["epoch"] < epochs:
+            began = time.monotonic()
+            try:
+                train_epoch()
+            finally:
+                loss, accuracy = (state["sums"] / count).tolist()  # waits for the device, too
+                state["seconds"] += time.monotonic() - began
+                look()
+            top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
+            if math.isnan(top1):
+                raise diverged(state["step"])
+            row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
+            row |= {"top1": top1, "seconds": state["seconds"]}
+            state["curve"].append({name: round(value, 4) for name, value in row.items()})
+            state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0}
+            state["sums"].zero_()
+            report(state["curve"][-1])
+            if checkpoint is not None:
+                checkpoint.save(model, optimizer, state)
+    except TimeUp:
+        if checkpoint is not None:
+            checkpoint.save(model, optimizer, state)
+        return None
+    return state["curve"]
+
+
+@checked
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    first: int | None = None,
+    *,
+    precision: str = "float32",
+    deadline: float = math.inf,
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode.
+
+    Both are NaN where a score is not finite: it would count as some class.
+    """
+    was_training = model.training
+    model.eval()
+    images, labels = data.test_images[:first], data.test_labels[:first]
+    hits = torch.zeros(2, device=images.device)
+    try:
+        for some, truth in zip(
+            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        ):
+            check(deadline)
+            scores = scores_of(model, normalise(some), data, precision)
+            best = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
+            right = torch.stack([best[:, 0].sum(), best.any(1).sum()])
+            hits += torch.where(scores.isfinite().all(), right, math.nan)
+    finally:
+        model.train(was_training)
+    top1, top5 = (100 * hits / len(labels)).tolist()
+    return round(top1, 4), round(top5, 4)
+
+
+def scores_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -> Tensor:
+    """What a model says of normalised images (b 3 h w): (b classes); BadInput if it is not that."""
+    with autocast(images.device, precision):
+        scores = model(images)
+    if scores.ndim != 2 or scores.shape[1] < len(data.classes):
+        wanted = f"({len(images)}, {len(data.classes)})"
+        raise BadInput(f"model: expected scores {wanted}, got {tuple(scores.shape)}")
+    return scores
+
+
 def check(deadline: float) -> None:
     """Raise TimeUp past the deadline."""
     if time.monotonic() > deadline:
@@ -176,8 +209,7 @@ def check(deadline: float) -> None:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs a model at a precision."""
-    if precision not in PRECISIONS:
-        raise BadInput(f"unknown precision {precision!r}; legal: {', '.join(PRECISIONS)}")
+    one_of("precision", precision, PRECISIONS)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
