@@ -17,7 +17,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TESTS = tuple(  # the quickest first
     f"tests/test_{name}.py"
-    for name in ("attention", "layers", "models", "gradients", "precision", "twins")
+    for name in (
+        "attention",
+        "layers",
+        "maps",
+        "models",
+        "gradients",
+        "precision",
+        "resolution",
+        "twins",
+    )
 )
 NEEDED = "vixlib", "tests", "figures", "pyproject.toml"
 
