@@ -22,12 +22,12 @@ from vixlib.attention import (
     Softmax,
     attend,
     attention_map,
-    attention_maps,
 )
 from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput, checked
 from vixlib.experiments import Run, runs
 from vixlib.layers import Residual, Rotary
+from vixlib.maps import attention_maps
 from vixlib.models.zoo import systems
 from vixlib.train import evaluate, fit
 

@@ -260,6 +260,7 @@ def test_attention_maps_of_a_model():
         ("ViT", {"attention": "nyström"}, "legal: softmax, linformer, performer, nystrom"),
         ("ViT", {"attention": partial(Nystrom, landmarks=1025)}, "at most 1024"),
         ("HybridViT", {"patch_size": 16}, "expected 1, 2, 4 or 8 with convolutions, got 16"),
+        ("ViT", {"heads": 3}, "unknown option of ViX .heads.*legal: mixer, embedding"),
         ("FNet", {"attention": "softmax"}, "FNet has no attention to replace"),
     ],
 )
@@ -270,7 +271,7 @@ def test_bad_input_is_one_clear_line(name, settings, message):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"classes": 2.5}, {"patch_size": "2"}, {"image_size": None}, {"heads": 3}]
+    "settings", [{"classes": 2.5}, {"patch_size": "2"}, {"image_size": None}, {"rotary": "yes"}]
 )
 def test_wrong_types_are_type_errors(settings):
     with pytest.raises(TypeError):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,23 @@ def test_killed_and_resumed(root):
     resumed = json.loads(run.path.read_text())
     run.path.unlink()
     assert steady(perform(run)) == steady(resumed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are listed in /proc")
+def test_workers_end_with_a_killed_parent(root):
+    command = [sys.executable, "-m", "vixlib", "train", "ViT", "ViN", "--profile", "quick"]
+    parent = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL)
+    while len(list(root.glob("build/quick/checkpoints/*.pt"))) < 2:
+        assert parent.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(children) >= 2
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 30
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_bfloat16_and_augmentation_are_settings(record, root):

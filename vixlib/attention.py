@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vixlib.errors import BadInput, whole
+from vixlib.errors import BadInput, checked, held, whole
 
 COMPRESSION = 16  # tokens a landmark: the paper keeps 64 of 1,024
 FEWEST_TOKENS = 64  # below, a sixteenth would be under four: softmax is kept
@@ -57,9 +57,16 @@ class Mechanism(nn.Module):
     takes_bias = False
     precise = False
 
+    def __init_subclass__(cls):
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # options keep to their annotations
+
+    @checked
     def __init__(self, heads: int, dim_head: int, queries: Grid, keys: Grid):
         super().__init__()
-        self.heads, self.dim_head = whole("heads", heads), whole("dim_head", dim_head)
+        for grid in (queries, keys):
+            whole("rows", grid.rows), whole("columns", grid.columns), whole("extra", grid.extra, 0)
+        self.heads, self.dim_head = heads, dim_head
         self.queries, self.keys = queries, keys
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,12 +78,12 @@ class Mechanism(nn.Module):
         self.queries, self.keys = twin.queries, twin.keys
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **bias: Bias) -> Tensor:
-        shapes = tuple(q.shape[1:]), (k.shape[-2], v.shape[-2])
-        wanted = (self.heads, self.queries.tokens, self.dim_head), (self.keys.tokens,) * 2
-        if shapes != wanted:
+        h, n, m, d = self.heads, self.queries.tokens, self.keys.tokens, self.dim_head
+        legal = [(q.shape[0], kv, m, d) for kv in (1, h)]
+        if q.shape[1:] != (h, n, d) or k.shape not in legal or v.shape[:-1] != k.shape[:-1]:
             raise BadInput(
-                f"{type(self).__name__}: expected q (batch, heads, queries, width) = (any, "
-                f"{', '.join(map(str, wanted[0]))}) and {wanted[1][0]} keys and values; got "
+                f"{type(self).__name__}: expected q (batch, heads, queries, width) = (any, {h}, "
+                f"{n}, {d}) and {m} keys and values of one head or {h}; got "
                 f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
             )
         half = self.precise and torch.finfo(q.dtype).bits < 32
@@ -127,7 +134,9 @@ class Linformer(Mechanism):
         shared: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
-        self.reduced = r = sixteenth(queries, keys) if rank is None else whole("rank", rank)
+        self.reduced = r = sixteenth(queries, keys) if rank is None else rank
+        if kv_heads not in (None, 1, heads):
+            raise BadInput(f"kv_heads: expected 1 or {heads}, got {kv_heads}")
         self.kv_heads, self.shared = kv_heads, shared
         # uniform in +-1/sqrt(r), as in the released code; the Linformer paper draws N(0, 1/r)
         self.projection = nn.Parameter(torch.empty(r, keys.rows, keys.columns))
@@ -175,8 +184,7 @@ class Performer(Mechanism):
         super().__init__(heads, dim_head, queries, keys)
         self.batch_wide = batch_wide
         count = max(1, int(dim_head * math.log(dim_head))) if features is None else features
-        directions = orthogonal_gaussian(whole("features", count), dim_head)
-        self.register_buffer("directions", directions)
+        self.register_buffer("directions", orthogonal_gaussian(count, dim_head))
 
     def exponent(self, x: Tensor, w: Tensor) -> Tensor:
         """That of the lemma: w x - |x|^2 / 2."""
@@ -224,11 +232,11 @@ class Nystrom(Mechanism):
     ):
         super().__init__(heads, dim_head, queries, keys)
         self.reduced = sixteenth(queries, keys) if landmarks is None else landmarks
-        whole("landmarks", self.reduced)
         if self.reduced > min(queries.tokens, keys.tokens):
             raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
-        self.iterations, self.batch_wide = whole("iterations", iterations), batch_wide
-        self.residual = TokenConvolution(heads, kernel) if kernel and queries == keys else None
+        self.iterations, self.batch_wide, self.residual = iterations, batch_wide, None
+        if kernel is not None and queries == keys:
+            self.residual = TokenConvolution(heads, kernel)
 
     def follow(self, twin: Mechanism) -> None:
         super().follow(twin)
@@ -311,6 +319,15 @@ def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 
+def made(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
+    """mechanism(*arguments); BadType where that is no mechanism."""
+    held("mechanism", mechanism, Callable)
+    other = isinstance(mechanism, type) and not issubclass(mechanism, Mechanism)
+    built = mechanism if other else mechanism(*arguments)
+    held("mechanism", built, Mechanism)
+    return built
+
+
 def attend(
     mechanism: Callable[..., Mechanism], heads: int, dim_head: int, queries: Grid, keys: Grid
 ) -> Mechanism:
@@ -320,7 +337,7 @@ def attend(
     """
     if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
         return Softmax(heads, dim_head, queries, keys)
-    built = mechanism(heads, dim_head, queries, keys)
+    built = made(mechanism, heads, dim_head, queries, keys)
     fewest = min(queries.tokens, keys.tokens)
     if built.reduced is not None and built.reduced >= fewest:
         raise BadInput(
@@ -330,6 +347,7 @@ def attend(
     return built
 
 
+@checked
 @torch.no_grad()
 def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> Tensor:
     """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.

@@ -6,11 +6,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vixlib.attention import Grid, Mechanism, attention_map
+from vixlib.attention import Grid, Mechanism, attention_map, made
+from vixlib.errors import checked
 
 GRID, HEADS, WIDTH = Grid(8, 8, 1), 2, 16
 
 
+@checked
 def check_mechanism(mechanism: Callable[..., Mechanism]) -> pd.DataFrame:
     """Build a mechanism on 65 tokens and try it: one row a property, with what was seen.
 
@@ -28,7 +30,7 @@ def check_mechanism(mechanism: Callable[..., Mechanism]) -> pd.DataFrame:
 
 
 def _make(mechanism: Callable[..., Mechanism], queries: Grid = GRID) -> Mechanism:
-    return mechanism(HEADS, WIDTH, queries, GRID).double()
+    return made(mechanism, HEADS, WIDTH, queries, GRID).double()
 
 
 def _qkv(made: Mechanism, width: int = WIDTH, batch: int = 3) -> list[Tensor]:

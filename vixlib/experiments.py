@@ -6,13 +6,14 @@ import os
 import platform
 import statistics
 import subprocess
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -428,8 +429,15 @@ def perform_all(
 
 def _in_worker(run: Run, options: dict) -> dict | None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     return perform(run, report=line_printer(run), **options)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on, unseen."""
+    parent_process().join()
+    os._exit(1)
 
 
 def line_printer(run: Run) -> Callable[[dict], None]:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend, resample
-from vixlib.errors import BadInput
+from vixlib.errors import BadInput, number, whole
 
 
 def tokens_of(image: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class ConvolutionalEmbedding(nn.Sequential):
         halvings = int(math.log2(patch))
         if patch != 2**halvings or halvings > 3:
             raise BadInput(f"patch_size: expected 1, 2, 4 or 8 with convolutions, got {patch}")
-        widths = 3, dim // 4, dim // 2, dim
+        widths = 3, whole("dim", dim, least=4) // 4, dim // 2, dim
         super().__init__(
             *(
                 nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < halvings), padding=1)
@@ -76,6 +76,8 @@ class Rotary(nn.Module):
 
     def __init__(self, dim_head: int, grid: Grid, base: float = 10_000.0):
         super().__init__()
+        if dim_head % 2:
+            raise BadInput(f"dim_head: expected an even number to turn, got {dim_head}")
         self.speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
         self.grid = self.trained = grid
         cos, sin = self.turns()
@@ -268,7 +270,7 @@ class Residual(nn.Sequential):
 
     def __init__(self, *layers: nn.Module, drop: float = 0.0):
         super().__init__(*layers)
-        self.drop = drop
+        self.drop = number("drop", drop, below=1)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = super().forward(x)

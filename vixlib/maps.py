@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vixlib.attention import Bias, Grid, Mechanism, attention_map
-from vixlib.errors import BadInput
+from vixlib.errors import BadInput, checked
 
 
 class AttentionMap(NamedTuple):
@@ -32,6 +32,7 @@ class AttentionMap(NamedTuple):
         return on_image(chosen @ weights, self.keys, self.size)
 
 
+@checked
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
     """The map of every attention layer of a model, first to last, for normalised images."""

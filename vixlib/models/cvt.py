@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.errors import BadInput
 from vixlib.layers import (
     FRESH_STD,
     MultiHead,
@@ -15,7 +16,7 @@ from vixlib.layers import (
     shrunk,
     tokens_of,
 )
-from vixlib.models.host import Host
+from vixlib.models.host import Host, check_stages
 
 
 class ConvolutionalProjection(nn.Module):
@@ -88,7 +89,12 @@ class CvX(Host):
         super().__init__(image_size, classes)
         grid, last = Grid(*self.size), 3
         self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
+        check_stages(strides=strides, kernels=kernels, widths=widths, heads=heads, depths=depths)
         for i, dim in enumerate(widths):
+            if dim % heads[i]:
+                raise BadInput(f"widths: expected a multiple of {heads[i]} heads, got {dim}")
+            if kernels[i] < 3 or kernels[i] % 2 == 0:
+                raise BadInput(f"kernels: expected odd numbers from 3, got {kernels[i]}")
             padding = (kernels[i] - strides[i] + 1) // 2 if kernels[i] > 3 else 1
             self.embeddings.append(nn.Conv2d(last, dim, kernels[i], strides[i], padding))
             self.norms.append(nn.LayerNorm(dim))

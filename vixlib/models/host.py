@@ -1,16 +1,21 @@
 """What every model shares: images of one size in, scores out, and a copy for another size."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid
-from vixlib.errors import BadInput, whole
+from vixlib.errors import BadInput, BadType, checked, whole
 
 
 class Host(nn.Module):
     """Images (b 3 H W) of one size in, scores (b classes) out. A host needs only `scores`."""
+
+    def __init_subclass__(cls):
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # options keep to their annotations
 
     def __new__(cls, /, **options):
         host = super().__new__(cls)
@@ -20,13 +25,16 @@ class Host(nn.Module):
     def __init__(self, image_size: int | tuple[int, int], classes: int):
         super().__init__()
         self.size, self.grid = check_size(image_size), Grid(0, 0)  # a host without tokens
-        self.classes = whole("classes", classes)
+        self.classes = classes
 
     def scores(self, images: Tensor) -> Tensor:
         """(b 3 H W) -> (b classes)."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = getattr(images, "dtype", type(images).__name__)
+            raise BadType(f"images: expected a tensor of normalised floats, got {got}")
         if images.ndim != 4 or images.shape[1:] != (3, *self.size):
             wanted = f"(batch, 3, {self.size[0]}, {self.size[1]})"
             raise BadInput(
@@ -44,6 +52,22 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(whole("image_size", side) for side in size)
 
 
+def check_patches(image_size: int | tuple[int, int], patch_size: int) -> Grid:
+    """The grid of the patches of an image; BadInput where they do not fill it."""
+    size = check_size(image_size)
+    if any(side % patch_size for side in size):
+        raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
+    return Grid(*(side // patch_size for side in size))
+
+
+def check_stages(**lists: Sequence) -> None:
+    """BadInput if a host's lists do not all have a value for each stage."""
+    if len({len(each) for each in lists.values()}) > 1:
+        got = ", ".join(f"{len(each)} {name}" for name, each in lists.items())
+        raise BadInput(f"stages: expected as many of each, got {got}")
+
+
+@checked
 def resized(model: Host, image_size: int | tuple[int, int]) -> Host:
     """A copy of a model for images of another size, to run as it is or to train on.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.errors import whole
 from vixlib.layers import (
     LinearNorm,
     MultiHead,
@@ -14,7 +15,7 @@ from vixlib.layers import (
     shrunk,
     tokens_of,
 )
-from vixlib.models.host import Host
+from vixlib.models.host import Host, check_stages
 
 
 class LeViX(Host):
@@ -41,9 +42,10 @@ class LeViX(Host):
         mlp_ratio: int = 2,
     ):
         super().__init__(image_size, classes)
+        check_stages(widths=widths, heads=heads, depths=depths)
         self.stem, grid, last = nn.Sequential(), Grid(*self.size), 3
         for i, stride in enumerate(stem):
-            width = widths[0] >> (len(stem) - 1 - i)
+            width = whole("width of a stem layer", widths[0] >> (len(stem) - 1 - i))
             conv = nn.Conv2d(last, width, 3, stride, padding=1, bias=False)
             self.stem.extend([conv, nn.BatchNorm2d(width), nn.Hardswish()])
             last, grid = width, shrunk(grid, stride)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, Softmax
-from vixlib.errors import BadInput, whole
 from vixlib.layers import (
     FRESH_STD,
     PatchEmbedding,
@@ -17,7 +16,7 @@ from vixlib.layers import (
     self_attention,
     tokens_of,
 )
-from vixlib.models.host import Host
+from vixlib.models.host import Host, check_patches
 
 
 class ViX(Host):
@@ -45,15 +44,12 @@ class ViX(Host):
         mlp_ratio: int = 2,
     ):
         super().__init__(image_size, classes)
-        if any(side % whole("patch_size", patch_size) for side in self.size):
-            raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
-        whole("dim", dim)
-        self.grid = grid = Grid(*(side // patch_size for side in self.size), extra=int(cls))
+        self.grid = grid = check_patches(image_size, patch_size)._replace(extra=int(cls))
         self.embedding = embedding(dim, patch_size)
         self.cls = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD) if cls else None
         self.positions = Positions(dim, grid) if positions else nn.Identity()
         self.blocks = nn.Sequential()
-        for _ in range(whole("depth", depth)):
+        for _ in range(depth):
             self.blocks.append(Residual(norm(dim), mixer(dim, grid)))
             self.blocks.append(Residual(norm(dim), mlp(dim, mlp_ratio * dim)))
         self.head = nn.Sequential(norm(dim), nn.Linear(dim, classes))

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vixlib.errors import whole
 from vixlib.layers import Residual
-from vixlib.models.host import Host
+from vixlib.models.host import Host, check_patches
 
 
 class ResidualPair(nn.Module):
@@ -21,7 +22,7 @@ class ResidualPair(nn.Module):
             nn.Conv2d(dim, dim, 3, padding=1, bias=False),
             nn.BatchNorm2d(dim),
         )
-        self.stride, self.new = stride, dim - before
+        self.stride, self.new = stride, whole("widths", dim, least=before) - before
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
@@ -73,6 +74,7 @@ class ConvMixer(Host):
         kernel: int = 5,
     ):
         super().__init__(image_size, classes)
+        check_patches(image_size, patch_size)
 
         def stage(convolution: nn.Conv2d) -> nn.Sequential:
             return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(dim))

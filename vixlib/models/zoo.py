@@ -131,4 +131,7 @@ def build(
             }
             mechanism = siblings.get(attention, MECHANISMS[attention])
     chosen = {} if mechanism is None else {"mechanism": mechanism}
-    return row.host(**{**row.options, **chosen, **sizes})
+    try:
+        return row.host(**{**row.options, **chosen, **sizes})
+    except RuntimeError as error:  # no memory for it
+        raise BadInput(f"{name} with {sizes}: {str(error).splitlines()[0]}") from error
