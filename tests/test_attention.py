@@ -23,6 +23,7 @@ from vixlib.attention import (
 )
 from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput
+from vixlib.layers import OffsetBias
 from vixlib.models.zoo import MECHANISMS
 
 HEADS, WIDTH = 4, 32
@@ -136,6 +137,32 @@ def test_nystrom_is_the_formula():
     residual = F.conv2d(v, weight, padding=(16, 0), groups=HEADS)
     expected = left @ pseudo_inverse(between, 6) @ textbook(q_mean, k, v) + residual
     assert relative(nystrom(q, k, v), expected) < 1e-12
+
+
+def test_nystrom_takes_the_bias_of_its_landmarks():
+    grid, heads = Grid(8, 8), 2
+    bias = OffsetBias(heads, grid, grid).double()
+    with torch.no_grad():
+        bias.table.normal_()
+    q, k, v = tensors(64, heads=heads)
+    scores = q @ k.mT / math.sqrt(WIDTH)
+    exact = Nystrom(heads, WIDTH, grid, grid, landmarks=64, iterations=24, kernel=None)
+    assert relative(exact(q, k, v, bias=bias), (scores + bias()).softmax(-1) @ v) < 1e-9
+
+    mean = partial(segment_means, segments=5)
+    between = (mean(q) @ mean(k).mT / math.sqrt(WIDTH) + bias(of_q=mean, of_k=mean)).softmax(-1)
+    left = (q @ mean(k).mT / math.sqrt(WIDTH) + bias(of_k=mean)).softmax(-1)
+    right = (mean(q) @ k.mT / math.sqrt(WIDTH) + bias(of_q=mean)).softmax(-1)
+    expected = left @ pseudo_inverse(between, 6) @ right @ v
+    made = Nystrom(heads, WIDTH, grid, grid, landmarks=5, kernel=None)
+    assert relative(made(q, k, v, bias=bias), expected) < 1e-12
+
+
+def test_one_iteration_of_the_pseudo_inverse_is_the_formula():
+    a, i = torch.rand(5, 5, dtype=torch.float64).softmax(-1), torch.eye(5, dtype=torch.float64)
+    z = a.mT / (a.sum(0).max() * a.sum(1).max())
+    once = z @ (13 * i - a @ z @ (15 * i - a @ z @ (7 * i - a @ z))) / 4
+    assert relative(pseudo_inverse(a[None], 1)[0], once) < 1e-12
 
 
 def test_pseudo_inverse_of_each_matrix_alone():
