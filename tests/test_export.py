@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import images, small
-from trials_export import compile_holds, compile_trial, export_holds, export_trial
+from trials_export import compile_holds, compile_trial, export_holds, export_trial, moved
 
 from vixlib import systems
-from vixlib.attention import Performer
+from vixlib.attention import Mechanism, Performer
 from vixlib.models.zoo import LETTERS, SYSTEMS
 
 FAMILIES = "Vi{}", "HybridVi{}-RoPE", "LeVi{}", "CC{}", "Cv{}"  # one of each host
@@ -20,6 +20,13 @@ def test_every_host_and_mixer_is_exported():
     assert {SYSTEMS[name].token_mixer for name in EXPORTED} == {
         row.token_mixer for row in SYSTEMS.values()
     }
+
+
+def test_models_of_a_trial_keep_their_mechanism():
+    for name, row in SYSTEMS.items():
+        made = [m for m in moved(name).modules() if isinstance(m, Mechanism)]
+        kind = getattr(row.mechanism, "func", row.mechanism)
+        assert {type(m) for m in made} == ({kind} if kind else set())
 
 
 @pytest.mark.parametrize("name", systems())

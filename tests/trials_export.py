@@ -16,15 +16,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from vixlib import build
 from vixlib.models.zoo import SYSTEMS
 
-# Fewer stages and blocks than elsewhere: each costs seconds of tracing and shows nothing new.
+# One block of each kind, since each costs a second of tracing; all keep their mechanism.
 SHALLOW = {
     "LeVi{}": {"widths": (32, 64), "heads": (1, 2), "depths": (1, 0)},
     "CC{}": {"depth": 2},  # the first block drops nothing
-    "Cv{}": {"strides": (2, 1), "widths": (32, 64), "heads": (1, 2), "depths": (1, 1)},
+    "Cv{}": {"strides": (2, 1), "widths": (32, 64), "heads": (1, 2), "depths": (0, 1)},
     "Cv{}-released": {"strides": (2,), "widths": (32,), "heads": (1,), "depths": (1,)},
     "ResNet": {},
 }
-LIMITS = {"eager": 1e-6, "inductor": 1e-4, "torch.export": 1e-6, "onnxruntime": 1e-4}
+LIMITS = {"eager": 1e-6, "inductor": 1e-5, "torch.export": 1e-6, "onnxruntime": 1e-4}
 
 
 def shallow(name: str) -> dict:
@@ -32,7 +32,7 @@ def shallow(name: str) -> dict:
     return sizes_of(name) | SHALLOW.get(SYSTEMS[name].family, {"depth": 1})
 
 
-def moved(name: str, sizes: dict | None) -> nn.Module:
+def moved(name: str, sizes: dict | None = None) -> nn.Module:
     """A model whose weights have left their start, and whose BatchNorms have seen a batch.
 
     Small and shallow unless sizes are given; {} is the paper's.
@@ -47,20 +47,19 @@ def moved(name: str, sizes: dict | None) -> nn.Module:
 
 
 def far(seen: list[Tensor | None], wanted: list[Tensor | None]) -> float:
-    """The largest difference of any two tensors, relative to the largest value of theirs.
+    """The largest difference of two tensors, relative to the largest value in all of them.
 
-    What is zero but for rounding has no scale of its own: a thousandth of the largest of all is
-    the least. Infinite where shapes differ, one has a tensor and the other None, or any is NaN.
+    Not each to its own: some gradients are zero but for rounding (a bias before a softmax).
+    Infinite where shapes differ, one has a tensor and the other None, or any is NaN.
     """
     if [t if t is None else t.shape for t in seen] != [t if t is None else t.shape for t in wanted]:
         return math.inf
     pairs = [(a, b) for a, b in zip(seen, wanted, strict=True) if b is not None]
-    scales = [b.abs().max().item() for _, b in pairs]
-    least = max(1e-3 * max(scales, default=0.0), 1e-30)
     differences = [(a - b).abs().max().item() for a, b in pairs]
     if any(map(math.isnan, differences)):
         return math.inf
-    return max((d / max(s, least) for d, s in zip(differences, scales, strict=True)), default=0.0)
+    largest = max((b.abs().max().item() for _, b in pairs), default=0.0)
+    return max(differences, default=0.0) / (largest or 1.0)
 
 
 def step(model: nn.Module, images: Tensor) -> dict[str, list[Tensor | None]]:
