@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true", help="torch.compile for both sides")
     parser.add_argument("--threads", type=int, default=1, help="1: CPU time is the clock")
+    parser.add_argument("--rounds", type=int, default=0, help="2 or more, instead of 5 to 20")
     parser.add_argument("--quick", action="store_true", help="two rounds, small: does it work?")
     parser.add_argument("--again", action="store_true", help="also what has a record")
     parser.add_argument("--records", type=Path, help="folder to write to")
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("torch sees no CUDA device")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    settings = Settings(device, options.threads, options.precision, options.compile, options.quick)
+    how = options.precision, options.compile, options.quick, options.rounds
+    settings = Settings(device, options.threads, *how)
     folder = options.records or records.COMMITTED
     if options.quick and options.records is None:
         folder = records.ROOT / "build" / "benchmarks"

@@ -30,20 +30,24 @@ DIRECTIONS = "forward", "training"
 
 
 class Settings(NamedTuple):
-    """How everything is measured; `quick` is two rounds at small sizes, to see that all works."""
+    """How everything is measured; `quick` is for small sizes, to see that all works.
+
+    `rounds` of 0: 20, fewer from 4,096 tokens on, 2 if quick.
+    """
 
     device: torch.device = torch.device("cpu")
     threads: int = 1
     precision: str = "float32"
     compiled: bool = False
     quick: bool = False
+    rounds: int = 0
 
     @property
     def clock(self) -> clock.Clock:
         return clock.Clock(self.device, self.threads)
 
-    def rounds(self, tokens: int) -> int:
-        return 2 if self.quick else {4096: 10, 16384: 5}.get(tokens, 20)
+    def rounds_at(self, tokens: int) -> int:
+        return self.rounds or (2 if self.quick else {4096: 10, 16384: 5}.get(tokens, 20))
 
     def columns(self) -> dict:
         """What a number depends on beside its cell."""
@@ -148,7 +152,7 @@ def _layer(settings: Settings, contest: Contest, tokens: int, agree: Callable) -
             name: _call(settings, module, direction, tokens, batch)
             for name, module in contestants.items()
         }
-        timed = _timed(settings, calls, settings.rounds(tokens), contest, columns)
+        timed = _timed(settings, calls, settings.rounds_at(tokens), contest, columns)
         rows += [about | {"direction": direction} | row for row in timed]
     return rows
 
@@ -241,7 +245,7 @@ def _model(settings: Settings, contest: Contest, agree: Callable) -> list[dict]:
         calls[name], peaks[name] = partial(step, model, optimizer), partial(peak, module)
     about = {"mechanism": contest.name, "tokens": math.prod(size) + 1, "batch": batch}
     about["direction"] = "training step"
-    rounds = settings.rounds(about["tokens"])
+    rounds = settings.rounds_at(about["tokens"])
     return [about | row for row in _timed(settings, calls, rounds, contest, columns, peaks)]
 
 
@@ -259,7 +263,7 @@ def _pipeline(settings: Settings) -> list[dict]:
         columns["note"] = "DataLoader without workers"
     except (ImportError, pairs.Unequal) as error:
         columns = {"note": f"not timed: {type(error).__name__}: {error}"}
-    rows = _timed(settings, calls, settings.rounds(0), contest, {peer.name: columns})
+    rows = _timed(settings, calls, settings.rounds_at(0), contest, {peer.name: columns})
     batches = count // pipeline.BATCH
     for row in rows:
         row |= {ms: round(row[ms] / batches, 3) for ms in ("ours_ms", "peer_ms") if ms in row}
@@ -277,7 +281,7 @@ def _scaling(settings: Settings, contest: Contest, line: list[int]) -> list[dict
     rows = []
     for direction in DIRECTIONS:
         calls = {n: _call(settings, module, direction, n, 1) for n, module in made.items()}
-        rounds = 2 if settings.quick else 5
+        rounds = settings.rounds_at(LINE[-1])
         times = settings.clock.interleaved(calls, rounds)
         fitted = [n for n in calls if n >= (0 if settings.quick else FIT_FROM)]
         exponents = [
