@@ -33,7 +33,7 @@ from vixlib.train import write_whole
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS, PAGE = HERE / "proof.json", HERE / "README.md"
-MATHS = "vixlib/attention.py", "vixlib/layers.py", "vixlib/models"
+MATHS = "vixlib/attention.py", "vixlib/layers.py", "vixlib/maps.py", "vixlib/models"
 LARGE = 4096, 16384
 
 
