@@ -266,8 +266,9 @@ class TokenConvolution(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         h, e = v.shape[1], v.shape[-1]
-        # with the channels last and one group a channel, torch takes its fast path; with padding of
-        # its own, that gets the weight's gradient wrong (oneDNN, where m % 15 == 1: 4 % at m = 256)
+        # With the channels last and one group a channel, torch takes its fast path. Its own padding
+        # would get the weight's gradient wrong by 4 to 11 % where m % 15 == 1 and the batch is one
+        # or values are contiguous (oneDNN, torch 2.13).
         weight = self.weight.to(v.dtype).repeat_interleave(e, 0)
         side = weight.shape[2] // 2
         x = F.pad(rearrange(v, "b h m e -> b (h e) m 1"), (0, 0, side, side))
