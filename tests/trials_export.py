@@ -18,10 +18,12 @@ from vixlib.models.zoo import SYSTEMS
 
 # One block of each kind, since each costs a second of tracing; all keep their mechanism.
 SHALLOW = {
-    "LeVi{}": {"widths": (32, 64), "heads": (1, 2), "depths": (1, 0)},
+    "LeVi{}": {"widths": (32, 64), "heads": (1, 2), "depths": (1, 1)},
     "CC{}": {"depth": 2},  # the first block drops nothing
-    "Cv{}": {"strides": (2, 1), "widths": (32, 64), "heads": (1, 2), "depths": (0, 1)},
-    "Cv{}-released": {"strides": (2,), "widths": (32,), "heads": (1,), "depths": (1,)},
+    "Cv{}": {"strides": (2, 1), "kernels": (3, 3), "widths": (32, 64), "heads": (1, 2)}
+    | {"depths": (1, 1)},
+    "Cv{}-released": {"strides": (2,), "kernels": (3,), "widths": (32,), "heads": (1,)}
+    | {"depths": (1,)},
     "ResNet": {},
 }
 LIMITS = {"eager": 1e-6, "inductor": 1e-5, "torch.export": 1e-6, "onnxruntime": 1e-4}
