@@ -66,7 +66,7 @@ convmixer = partial(build, "ConvMixer-256/8", image_size=16)
 
 MODELS = [
     (lambda: build(5), TypeError, r"system: expected a name, got 5"),
-    (lambda: vit(dims=3), BadInput, r"unknown option of ViX 'dims' \(did you mean dim\?\)"),
+    (lambda: vit(dims=3), TypeError, r"unknown option of ViX 'dims' \(did you mean dim\?\)"),
     (lambda: vit(image_size=2.5), TypeError, r"image_size: expected int or tuple, got 2\.5"),
     (lambda: vit(image_size=(8, 8, 8)), BadInput, r"expected an int or \(height, width\), got \(8"),
     (lambda: vit(image_size=LONG), BadInput, r"image_size: expected less than 2\*\*31, got 1000"),

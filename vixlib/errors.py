@@ -71,8 +71,8 @@ def number(name: str, value: float, below: float = math.inf) -> float:
     return value
 
 
-def one_of(name: str, value: str, legal: Iterable[str]) -> str:
-    """`value` if it is one of the legal names; else BadType, or BadInput that lists them."""
+def one_of(name: str, value: str, legal: Iterable[str], kind: type[BadInput] = BadInput) -> str:
+    """`value` if it is one of the legal names; else BadType, or a `kind` that lists them."""
     legal = list(legal)
     if not isinstance(value, str):
         raise BadType(f"{name}: expected a name, got {_shown(value)}")
@@ -80,7 +80,7 @@ def one_of(name: str, value: str, legal: Iterable[str]) -> str:
         lower = {name.lower(): name for name in legal}
         near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.7)
         hint = f" (did you mean {lower[near[0]]}?)" if near else ""
-        raise BadInput(f"unknown {name} {value!r}{hint}; legal: {', '.join(legal)}")
+        raise kind(f"unknown {name} {value!r}{hint}; legal: {', '.join(legal)}")
     return value
 
 
@@ -123,7 +123,7 @@ def checked(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*arguments, **options):
         for name in options if not rest else ():
-            one_of(f"option of {title}", name, named)
+            one_of(f"option of {title}", name, named, BadType)
         for name, value in signature.bind(*arguments, **options).arguments.items():
             if name in named and name not in rest:
                 held(name, value, named[name].annotation, named[name].default)
