@@ -44,11 +44,11 @@ def random(*shape):
 
 def test_tokens_in_raster_order_after_cls():
     image = random(2, 4, 3, 5)
-    assert torch.equal(tokens_of(image)[:, 7], image[:, :, 1, 2])
+    assert torch.equal(tokens_of(image)[:, 8], image[:, :, 1, 3])
     positions, x = Positions(4, GRID).double(), random(2, 16, 4)
     added = positions(x) - x
     assert torch.allclose(added[:, 0], positions.extra[0].expand(2, -1))
-    assert torch.allclose(added[:, 1 + 7], positions.table[:, 1, 2].expand(2, -1))
+    assert torch.allclose(added[:, 1 + 8], positions.table[:, 1, 3].expand(2, -1))
 
 
 def test_fresh_positions_are_small():
