@@ -58,8 +58,9 @@ def test_environment_names_the_gpu():
 
 def test_constraints(extras, needed):
     """What `make` installs is pinned to a version that its floor allows, or a comment names it."""
-    (installed,) = re.findall(r"-e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text())
-    for extra in installed.split(","):
+    installed = re.findall(r"-e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text())
+    assert installed
+    for extra in ",".join(installed).split(","):
         needed = needed | extras[extra]
     text = (ROOT / "constraints.txt").read_text()
     pins = requirements(line for line in text.splitlines() if line and not line.startswith("#"))

@@ -26,7 +26,10 @@ SHALLOW = {
     | {"depths": (1,)},
     "ResNet": {},
 }
-LIMITS = {"eager": 1e-6, "inductor": 1e-5, "torch.export": 1e-6, "onnxruntime": 1e-4}
+# Largest relative difference. Eager's graph was equal to the last bit wherever it was tried. With
+# inductor up to 6e-6 was seen; a rounding that moves one value across the kink of a ReLU would give
+# far more in the gradient (float32 beside float64 on ResNet-56: 0.1).
+LIMITS = {"eager": 1e-6, "inductor": 1e-4, "torch.export": 1e-6, "onnxruntime": 1e-4}
 
 
 def shallow(name: str) -> dict:
