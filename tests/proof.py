@@ -71,7 +71,7 @@ def trials() -> dict[str, Trial]:
         import trials_export as e
 
         for name in systems():
-            files = (*MATHS, "tests/trials_export.py")
+            files = (*MATHS, "tests/trials_export.py", "tests/small.py")
             run = partial(e.compile_trial, name, "inductor")
             found[f"inductor/{name}"] = Trial(run, e.compile_holds, files)
             found[f"onnx/{name}"] = Trial(partial(e.export_trial, name), e.export_holds, files)
