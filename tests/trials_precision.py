@@ -80,7 +80,8 @@ def mechanism_trial(
     x = [t.to(dtype) for t in (scale * x[0], scale * x[1], scale * x[2], x[3])]
     made = made if autocast else made.to(dtype)
     exact = _gradients(copy.deepcopy(made).double(), [t.double() for t in x])
-    largest = max(exact[name].abs().max().item() for name in exact if name != "out")
+    gradients = [x[3], *(exact[name] for name in exact if name != "out")]
+    largest = max(gradient.abs().max().item() for gradient in gradients)
     x[3] *= (scaler := 2.0 ** math.floor(math.log2(LARGEST / largest)))
     context = torch.autocast("cpu", dtype) if autocast else contextlib.nullcontext()
     seen = _gradients(made, x, context)
