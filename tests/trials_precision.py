@@ -42,9 +42,12 @@ GRIDS = {  # tokens: grid
 LARGEST = 2.0**10  # a gradient scaler keeps float16's gradients well below its end at 2^16
 # Errors are counted in roundings of the dtype. A mechanism that sums in float32 rounds what it
 # returns, once. Torch's softmax rounds its output before its gradient subtracts it from something
-# near: where one weight is nearly all, more is lost. A system rounds after each of its layers.
+# near: where one weight is nearly all, more is lost. A system rounds after each of its layers;
+# its gradient jumps where a rounding crosses the kink of a ReLU or the choice of a max-pool, which
+# happens as often as the root of a rounding is large: in ResNet-56 to 0.44 in bfloat16, 0.17 in
+# float16.
 OUTPUT, GRADIENT, FUSED_GRADIENT = 2, 4, 16
-SCORES, SYSTEM_GRADIENT = 8, 128
+SCORES, SYSTEM_GRADIENT = 8, 10  # in roundings, and in roots of a rounding
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -80,7 +83,8 @@ def mechanism_trial(
     x = [t.to(dtype) for t in (scale * x[0], scale * x[1], scale * x[2], x[3])]
     made = made if autocast else made.to(dtype)
     exact = _gradients(copy.deepcopy(made).double(), [t.double() for t in x])
-    largest = max(exact[name].abs().max().item() for name in exact if name != "out")
+    gradients = [x[3], *(exact[name] for name in exact if name != "out")]
+    largest = max(gradient.abs().max().item() for gradient in gradients)
     x[3] *= (scaler := 2.0 ** math.floor(math.log2(LARGEST / largest)))
     context = torch.autocast("cpu", dtype) if autocast else contextlib.nullcontext()
     seen = _gradients(made, x, context)
@@ -178,10 +182,12 @@ def system_trial(name: str, form: str, *, batch: int = 8, **sizes) -> dict:
     exact = _scores(copy.deepcopy(model).double(), images.double())
     context = torch.autocast("cpu", dtype) if autocast else contextlib.nullcontext()
     seen = _scores(model, images.float() if autocast else images, context)
+    errors = {part: far(seen[part], exact[part]) for part in exact}
     return {
         "finite": all(t.isfinite().all().item() for t in seen.values()),
         "autocast": autocast,
-        "roundings": {part: far(seen[part], exact[part]) / rounding(dtype) for part in exact},
+        "roundings": {part: error / rounding(dtype) for part, error in errors.items()},
+        "gradient_in_roots": errors["gradient"] / rounding(dtype) ** 0.5,
     }
 
 
@@ -198,7 +204,7 @@ def system_holds(seen: dict) -> bool:
     """Whether scores followed float64, and under autocast the gradient, too."""
     near = seen["roundings"]["scores"] < SCORES
     if seen["autocast"]:  # nobody trains in half precision alone
-        near = near and seen["roundings"]["gradient"] < SYSTEM_GRADIENT
+        near = near and seen["gradient_in_roots"] < SYSTEM_GRADIENT
     return seen["finite"] and near
 
 
