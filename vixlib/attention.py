@@ -320,7 +320,7 @@ def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 
-def made(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
+def construct(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
     """mechanism(*arguments); BadType where that is no mechanism."""
     held("mechanism", mechanism, Callable)
     other = isinstance(mechanism, type) and not issubclass(mechanism, Mechanism)
@@ -338,7 +338,7 @@ def attend(
     """
     if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
         return Softmax(heads, dim_head, queries, keys)
-    built = made(mechanism, heads, dim_head, queries, keys)
+    built = construct(mechanism, heads, dim_head, queries, keys)
     fewest = min(queries.tokens, keys.tokens)
     if built.reduced is not None and built.reduced >= fewest:
         raise BadInput(

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vixlib.attention import Grid, Mechanism, attention_map, made
+from vixlib.attention import Grid, Mechanism, attention_map, construct
 from vixlib.errors import checked
 
 GRID, HEADS, WIDTH = Grid(8, 8, 1), 2, 16
@@ -30,7 +30,7 @@ def check_mechanism(mechanism: Callable[..., Mechanism]) -> pd.DataFrame:
 
 
 def _make(mechanism: Callable[..., Mechanism], queries: Grid = GRID) -> Mechanism:
-    return made(mechanism, HEADS, WIDTH, queries, GRID).double()
+    return construct(mechanism, HEADS, WIDTH, queries, GRID).double()
 
 
 def _qkv(made: Mechanism, width: int = WIDTH, batch: int = 3) -> list[Tensor]:

@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vixlib import ROOT, data, measure
-from vixlib.attention import Grid
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError, checked, held, one_of
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
@@ -173,7 +172,7 @@ class Run:
     def tokens(self) -> int:
         """Places of an image where tokens first mix; 0 for a network without tokens."""
         with torch.device("meta"):
-            grid = getattr(self.build(), "grid", Grid(0, 0))
+            grid = self.build().grid
         return grid.rows * grid.columns
 
     def build(self) -> torch.nn.Module:
@@ -341,14 +340,15 @@ def perform(
         "fingerprint": [round(value, 5) for value in _fingerprint(run).tolist()],
         **where,
     }
-    state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
-    about = {"classes": "\n".join(dataset.classes)}
-    write_whole(run.weights, lambda path: save_file(state, path, about))
+    if where:  # the checkpoint stays, the last good state
+        run.weights.unlink(missing_ok=True)  # those of an earlier training
+    else:
+        state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
+        about = {"classes": "\n".join(dataset.classes)}
+        write_whole(run.weights, lambda path: save_file(state, path, about))
     text = json.dumps(record, indent=1, default=str) + "\n"
     write_whole(run.path, lambda path: path.write_text(text))
-    if where:  # what stays is the last good state
-        run.weights.unlink()
-    else:
+    if not where:
         checkpoint.delete()
     return record
 

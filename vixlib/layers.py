@@ -60,7 +60,7 @@ class Positions(nn.Module):
         self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
 
     def follow(self, twin: "Positions") -> None:
-        """Take the grid of another, positions resampled as an image."""
+        """Positions are resampled as an image, to another's size."""
         self.table = nn.Parameter(resample(self.table.detach(), *twin.table.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,26 +79,25 @@ class Rotary(nn.Module):
         if dim_head % 2:
             raise BadInput(f"dim_head: expected an even number to turn, got {dim_head}")
         self.speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
-        self.grid = self.trained = grid
-        cos, sin = self.turns()
+        self.trained = grid
+        cos, sin = self.turns(grid)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def turns(self) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each token's angles (n d/2)."""
+    def turns(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the angles of each token of a grid (n d/2)."""
         rows, columns = (
             (torch.arange(now) + 0.5) * (then / now) - 0.5
-            for now, then in zip(self.grid[:2], self.trained[:2], strict=True)
+            for now, then in zip(grid[:2], self.trained[:2], strict=True)
         )
-        places = self.grid.extra + rows[:, None] * self.trained.columns + columns
-        places = torch.cat([torch.arange(self.grid.extra), places.flatten()])
+        places = grid.extra + rows[:, None] * self.trained.columns + columns
+        places = torch.cat([torch.arange(grid.extra), places.flatten()])
         angles = places[:, None] * self.speeds
         return angles.cos(), angles.sin()
 
     def follow(self, twin: "Rotary") -> None:
-        """Take the grid of another, stretched onto the one that this was trained on."""
-        self.grid = twin.grid
-        self.cos, self.sin = (table.to(self.cos) for table in self.turns())
+        """Places of a new grid lie where the one that was trained on would have them."""
+        self.cos, self.sin = (table.to(self.cos) for table in self.turns(twin.trained))
 
     def forward(self, x: Tensor) -> Tensor:
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -301,9 +300,6 @@ class Subsample(nn.Module):
     def __init__(self, grid: Grid, stride: int):
         super().__init__()
         self.grid, self.stride = grid, stride
-
-    def follow(self, twin: "Subsample") -> None:
-        self.grid = twin.grid
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unflatten(1, (self.grid.rows, self.grid.columns))

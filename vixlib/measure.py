@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vixlib.attention import Grid, Mechanism, made
+from vixlib.attention import Grid, Mechanism, construct
 from vixlib.data import check_labels
 from vixlib.errors import checked, held
 from vixlib.models.zoo import build
@@ -42,7 +42,7 @@ def mechanism_flops(
 ) -> int:
     """FLOPs of a mechanism alone on one image of `tokens` tokens in a row."""
     grid, shape = Grid(1, tokens), (1, heads, tokens, dim_head)
-    return flops(lambda: made(mechanism, heads, dim_head, grid, grid), shape, shape, shape)
+    return flops(lambda: construct(mechanism, heads, dim_head, grid, grid), shape, shape, shape)
 
 
 @checked

@@ -39,7 +39,7 @@ class CCX(Host):
         mlp_ratio: int = 4,
         drop: float = 0.1,
     ):
-        super().__init__(image_size, classes)
+        super().__init__(image_size)
         self.tokenizer, grid = nn.Sequential(), Grid(*self.size)
         widths = 3, *[64] * (len(stem) - 1), dim
         for i, stride in enumerate(stem):

@@ -33,9 +33,6 @@ class ConvolutionalProjection(nn.Module):
         )
         self.linear = nn.Linear(dim, dim)
 
-    def follow(self, twin: "ConvolutionalProjection") -> None:
-        self.grid = twin.grid
-
     def forward(self, x: Tensor) -> Tensor:
         extra, image = x.split([self.grid.extra, self.grid.rows * self.grid.columns], 1)
         image = self.depthwise(image.mT.unflatten(2, (self.grid.rows, self.grid.columns)))
@@ -86,7 +83,7 @@ class CvX(Host):
         mlp_ratio: int = 4,
         cls: bool = True,
     ):
-        super().__init__(image_size, classes)
+        super().__init__(image_size)
         grid, last = Grid(*self.size), 3
         self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
         check_stages(strides=strides, kernels=kernels, widths=widths, heads=heads, depths=depths)

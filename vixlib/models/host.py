@@ -22,10 +22,16 @@ class Host(nn.Module):
         host.options = options  # so that `resized` can ask for the grids of another size
         return host
 
-    def __init__(self, image_size: int | tuple[int, int], classes: int):
+    def __init__(self, image_size: int | tuple[int, int]):
         super().__init__()
         self.size, self.grid = check_size(image_size), Grid(0, 0)  # a host without tokens
-        self.classes = classes
+
+    def patches(self, patch_size: int) -> Grid:
+        """The grid of the patches of its images; BadInput where they do not fill one."""
+        if any(side % patch_size for side in self.size):
+            size = " x ".join(map(str, self.size))
+            raise BadInput(f"image_size {size} is not divisible by patch_size {patch_size}")
+        return Grid(*(side // patch_size for side in self.size))
 
     def scores(self, images: Tensor) -> Tensor:
         """(b 3 H W) -> (b classes)."""
@@ -52,14 +58,6 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(whole("image_size", side) for side in size)
 
 
-def check_patches(image_size: int | tuple[int, int], patch_size: int) -> Grid:
-    """The grid of the patches of an image; BadInput where they do not fill it."""
-    size = check_size(image_size)
-    if any(side % patch_size for side in size):
-        raise BadInput(f"image_size {image_size} is not divisible by patch_size {patch_size}")
-    return Grid(*(side // patch_size for side in size))
-
-
 def check_stages(**lists: Sequence) -> None:
     """BadInput if a host's lists do not all have a value for each stage."""
     if len({len(each) for each in lists.values()}) > 1:
@@ -71,15 +69,19 @@ def check_stages(**lists: Sequence) -> None:
 def resized(model: Host, image_size: int | tuple[int, int]) -> Host:
     """A copy of a model for images of another size, to run as it is or to train on.
 
-    Whatever is tied to places follows in two dimensions: positions, rotary places, Linformer's
-    projection, LeViT's bias. Mechanisms stay what they were built as, and keep as many mixtures
-    or landmarks. BadInput for an MLP-Mixer, whose weights hold one number of tokens.
+    Every module that has a grid takes that of its twin in a model built for the size; what ties a
+    table to places has a method `follow` that stretches it in two dimensions: positions, rotary
+    places, Linformer's projection, LeViT's bias. Mechanisms stay what they were built as, and keep
+    as many mixtures or landmarks. BadInput for an MLP-Mixer, whose weights hold one number of
+    tokens.
     """
     with torch.device("meta"):  # only its grids are wanted
         twin = type(model)(**{**model.options, "image_size": image_size})
     copy = deepcopy(model)
     for name, module in copy.named_modules():
+        if hasattr(module, "grid"):
+            module.grid = twin.get_submodule(name).grid
         if hasattr(module, "follow"):
             module.follow(twin.get_submodule(name))
-    copy.size, copy.grid, copy.options = twin.size, twin.grid, twin.options
+    copy.size, copy.options = twin.size, twin.options
     return copy

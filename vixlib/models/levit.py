@@ -41,7 +41,7 @@ class LeViX(Host):
         dim_head: int = 16,
         mlp_ratio: int = 2,
     ):
-        super().__init__(image_size, classes)
+        super().__init__(image_size)
         check_stages(widths=widths, heads=heads, depths=depths)
         self.stem, grid, last = nn.Sequential(), Grid(*self.size), 3
         for i, stride in enumerate(stem):

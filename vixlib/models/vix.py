@@ -16,7 +16,7 @@ from vixlib.layers import (
     self_attention,
     tokens_of,
 )
-from vixlib.models.host import Host, check_patches
+from vixlib.models.host import Host
 
 
 class ViX(Host):
@@ -43,8 +43,8 @@ class ViX(Host):
         depth: int = 4,
         mlp_ratio: int = 2,
     ):
-        super().__init__(image_size, classes)
-        self.grid = grid = check_patches(image_size, patch_size)._replace(extra=int(cls))
+        super().__init__(image_size)
+        self.grid = grid = self.patches(patch_size)._replace(extra=int(cls))
         self.embedding = embedding(dim, patch_size)
         self.cls = nn.Parameter(torch.randn(grid.extra, dim) * FRESH_STD) if cls else None
         self.positions = Positions(dim, grid) if positions else nn.Identity()

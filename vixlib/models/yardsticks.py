@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vixlib.errors import whole
 from vixlib.layers import Residual
-from vixlib.models.host import Host, check_patches
+from vixlib.models.host import Host
 
 
 class ResidualPair(nn.Module):
@@ -43,7 +43,7 @@ class ResNet(Host):
         classes: int = 10,
         widths: Sequence[int] = (16, 32, 64),
     ):
-        super().__init__(image_size, classes)
+        super().__init__(image_size)
         last = widths[0]
         layers = [nn.Conv2d(3, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.ReLU()]
         for stage, dim in enumerate(widths):
@@ -73,8 +73,8 @@ class ConvMixer(Host):
         depth: int = 8,
         kernel: int = 5,
     ):
-        super().__init__(image_size, classes)
-        check_patches(image_size, patch_size)
+        super().__init__(image_size)
+        self.patches(patch_size)  # else a rim would be left out
 
         def stage(convolution: nn.Conv2d) -> nn.Sequential:
             return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(dim))
