@@ -3,7 +3,6 @@
 import math
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -66,36 +65,6 @@ def spread(values: Iterable[float], name: str) -> dict[str, float]:
     q25, median, q75 = statistics.quantiles(values, n=4, method="inclusive")
     named = {"median": median, "q25": q25, "q75": q75}
     return {f"{name}_{which}": round(value, 3) for which, value in named.items()}
-
-
-def peak_mb(call: Call, device: torch.device) -> float:
-    """Most that torch's allocator held during a call, above what it held before, in MB."""
-    call()  # what is made once is not the call's
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    from vixlib.measure import _silence
-
-    with _silence(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        call()
-    held = peak = 0
-    for event in profile.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 1e6
-
-
-def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H200" or "AMD EPYC, 2 cores"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores"
 
 
 def allocator(device: torch.device) -> str:

@@ -4,7 +4,6 @@ A peer imports its package when it is built: one that is missing costs its own c
 """
 
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -31,8 +30,8 @@ Size = int | tuple[int, int]  # tokens of a layer, rows and columns of a model's
 class Peer(NamedTuple):
     """Who ours is compared with. `weights` are the peer's under our names; None: not our function.
 
-    Where a peer computes something else by a detail, `exact` takes the detail out of the peer, or
-    `options` put it into our mechanism, once that takes them; only for the check, never for timing.
+    Where a peer computes something else by a detail, `options` put it into our mechanism, or
+    `exact` takes it out of the peer; only for the check, never for timing.
     """
 
     name: str
@@ -52,10 +51,6 @@ class Contest(NamedTuple):
     mechanism: Callable[..., nn.Module]
     ours: Callable[..., nn.Module]
     peers: tuple[Peer, ...]
-
-    def takes(self, options: Mapping) -> bool:
-        """Whether our mechanism has these options."""
-        return options.keys() <= inspect.signature(self.mechanism).parameters.keys()
 
 
 def value(tensor: Tensor) -> Tensor:
@@ -106,13 +101,8 @@ def agreement(contest: Contest, peer: Peer, size: Size, x: Tensor) -> dict[str, 
         return difference(ours, theirs, partial(peer.weights, grid=grid_of(size)), x)
 
     released = apart()
-    if peer.options and contest.takes(peer.options):
+    with peer.exact():
         equal = apart(**peer.options)
-    elif peer.exact is nullcontext:
-        equal = released
-    else:
-        with peer.exact():
-            equal = apart()
     if not equal <= TOLERANCE:
         raise Unequal(f"{contest.name}: {equal:.1e} from {peer.name}, {TOLERANCE:.0e} is allowed")
     return {"equal_to": float(f"{equal:.1e}"), "as_released": float(f"{released:.1e}")}
@@ -191,18 +181,6 @@ def without_epsilon(module: str) -> Iterator[None]:
         kernel.__kwdefaults__ = kept
 
 
-@contextmanager
-def own_scale(module: str) -> Iterator[None]:
-    """The pseudo-inverse started from each matrix's own scale, not from one for the whole batch."""
-    package = importlib.import_module(module)
-    kept = package.moore_penrose_iter_pinv
-    package.moore_penrose_iter_pinv = lambda a, iters: plain.pseudo_inverse(a, iters)
-    try:
-        yield
-    finally:
-        package.moore_penrose_iter_pinv = kept
-
-
 def timm_attention(tokens: int) -> nn.Module:
     from timm.layers.attention import Attention
 
@@ -246,10 +224,9 @@ FUSED = Peer(
     "fused softmax", partial(layer, Softmax), note="another mechanism: where ours crosses it"
 )
 NAIVE = Peer("naive form", partial(layer, plain.PlainSoftmax), same, most=4096)
-EPSILON = "the peer adds 1e-4 to its features and has one scale for all; equal without"
-ONE_SCALE = (
-    "the peer scales the pseudo-inverse by maxima over batch and heads; equal with own scale"
-)
+BATCH_WIDE = {"batch_wide": True}
+CONSTANT = "the peer adds 1e-4 to its features and has one scale for all"
+ONE_SCALE = "the peer scales the pseudo-inverse by maxima over batch and heads; equal if ours does"
 
 
 def _plain(mechanism: Callable[..., nn.Module], **options) -> Peer:
@@ -268,8 +245,7 @@ def _linformer(rank: int) -> Contest:
 
 def _nystrom(landmarks: int) -> Contest:
     make, package = partial(nystrom, landmarks=landmarks), "nystrom-attention"
-    exact = partial(own_scale, "nystrom_attention.nystrom_attention")
-    peer = Peer(package, make, of_nystrom, package, ONE_SCALE, exact, {"batch_wide": True})
+    peer = Peer(package, make, of_nystrom, package, ONE_SCALE, options=BATCH_WIDE)
     return _contest(f"nystrom m {landmarks}", Nystrom, peer, FUSED, landmarks=landmarks)
 
 
@@ -290,7 +266,7 @@ LAYERS = (
     _contest(
         "performer",
         Performer,
-        Peer(_package, performer, of_performer, _package, EPSILON, _exact),
+        Peer(_package, performer, of_performer, _package, f"{CONSTANT}; equal without", _exact),
         FUSED,
     ),
     _nystrom(64),
@@ -369,18 +345,19 @@ def model(
 ) -> nn.Module:
     sizes = {"image_size": size, "dim": DIM, "depth": DEPTH}
     chosen = {} if mechanism is None else {"attention": partial(mechanism, **options)}
-    return build(name, **sizes, **chosen)
+    return build(name, **sizes, **(chosen or options))
 
 
 PADDED = "the peer pads 1,025 tokens with zero rows to a multiple of its landmarks"
 BARE = "the peer without its norms around the patches"
 
 
-def _released(name: str, attention: Callable, note: str = "", **options) -> Peer:
-    """A model of vision-xformer; its attention is read by `attention`."""
+def _released(name: str, attention: Callable, note: str = "", ours=MappingProxyType({}), **options):
+    """A model of vision-xformer; its attention is read by `attention`, `ours` are our options."""
     make = partial(vision_xformer, name=name, **options)
     weights, package = partial(of_host, attention=attention), "vision-xformer"
-    return Peer(package, make, weights, package, "; ".join(filter(None, (BARE, note))))
+    note = "; ".join(filter(None, (BARE, note)))
+    return Peer(package, make, weights, package, note, options=ours)
 
 
 def _model(name: str, peer: Peer, *, mechanism: Callable | None = None, **options) -> Contest:
@@ -390,19 +367,17 @@ def _model(name: str, peer: Peer, *, mechanism: Callable | None = None, **option
 
 def _vin(landmarks: int) -> Contest:
     note = f"{PADDED}; {ONE_SCALE}"
-    peer = _released("ViN", of_nystrom, note, num_landmarks=landmarks, **_heads)
-    exact = partial(own_scale, "vision_xformer.vision_nystromformer")
-    peer = peer._replace(exact=exact, options={"batch_wide": True})
+    peer = _released("ViN", of_nystrom, note, BATCH_WIDE, num_landmarks=landmarks, **_heads)
     return _model(f"ViN m {landmarks}", peer, mechanism=Nystrom, landmarks=landmarks)
 
 
 _heads = {"heads": HEADS, "dim_head": WIDTH}
 _vit = partial(of_host, attention=of_vit_pytorch)
-_vip = partial(without_epsilon, "vision_xformer.vision_performer")
+_vip = _released("ViP", of_performer, f"{CONSTANT}; equal if ours does", BATCH_WIDE, **_heads)
 _vil = {"mechanism": Linformer, "rank": 64, "shared": True, "kv_heads": 1}
 MODELS = (
     _model("ViT", Peer("vit-pytorch", vit_pytorch, _vit, "vit-pytorch", BARE)),
-    _model("ViP", _released("ViP", of_performer, EPSILON, **_heads)._replace(exact=_vip)),
+    _model("ViP", _vip, mechanism=Performer),
     _model("ViL", _released("ViL", of_linformer, k=64, **_heads), **_vil),
     _vin(64),
     _vin(256),

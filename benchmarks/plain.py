@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vixlib.attention import Linformer, Nystrom, Performer, Softmax, segment_means
+from vixlib.attention import Linformer, Mechanism, Nystrom, Performer, Softmax, segment_means
 from vixlib.layers import Fourier
 
 
@@ -22,6 +22,8 @@ class PlainSoftmax(Softmax):
 
 
 class PlainLinformer(Linformer):
+    reduces, reduce = False, Mechanism.reduce
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         e = torch.cat([self.projection_extra, self.projection.flatten(1)], 1)
         return attention(q, e @ k) @ (e @ v)

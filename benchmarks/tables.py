@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import clock, pairs, pipeline
 from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
 from vixlib.errors import BadInput
-from vixlib.measure import training_memory
+from vixlib.measure import device_name, peak_memory, training_memory
 from vixlib.train import autocast
 
 TOKENS = 64, 256, 1024, 4096, 16384
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
         return {
             "precision": self.precision,
             "compiled": self.compiled,
-            "device": clock.device_name(self.device),
+            "device": device_name(self.device),
             "clock": self.clock.name,
             "threads": self.threads,
             "allocator": clock.allocator(self.device),
@@ -202,7 +202,7 @@ def _timed(
             columns[name] = {"note": f"not timed: {type(error).__name__}: {told[0]}"}
             del calls[name]
     times = settings.clock.interleaved(calls, rounds)
-    peaks = peaks or {name: partial(clock.peak_mb, call) for name, call in calls.items()}
+    peaks = peaks or {name: partial(peak_memory, call) for name, call in calls.items()}
     held = {name: round(peaks[name](settings.device), 2) for name in calls}
     median = {name: round(statistics.median(seen), 3) for name, seen in times.items()}
     rows = []
@@ -295,6 +295,6 @@ def _scaling(settings: Settings, contest: Contest, line: list[int]) -> list[dict
         for n, call in calls.items():
             row = {"mechanism": contest.name, "tokens": n, "batch": 1, "direction": direction}
             row["ours_ms"] = round(statistics.median(times[n]), 3)
-            row["ours_peak_mb"] = round(clock.peak_mb(call, settings.device), 2)
+            row["ours_peak_mb"] = round(peak_memory(call, settings.device), 2)
             rows.append(row | columns | {"versions": clock.versions("einops")})
     return rows

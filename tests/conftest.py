@@ -10,6 +10,11 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty project to write records, checkpoints and figures into."""

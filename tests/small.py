@@ -34,3 +34,8 @@ def small(name: str, **changes) -> nn.Module:
 def images(*size: int, batch: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
     """Noise of a size (16 x 16 unless said): (batch 3 H W)."""
     return torch.randn(batch, 3, *(size or (16, 16)), dtype=dtype)
+
+
+def random(*shape: int, **options) -> Tensor:
+    """Noise in float64."""
+    return torch.randn(shape, dtype=torch.float64, **options)

@@ -6,8 +6,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from small import random
 from torch import nn
 
+from benchmarks import plain
 from vixlib.attention import (
     Grid,
     Linformer,
@@ -19,6 +21,7 @@ from vixlib.attention import (
     attention_map,
     orthogonal_gaussian,
     pseudo_inverse,
+    reflected,
     segment_means,
 )
 from vixlib.contract import check_mechanism
@@ -28,11 +31,6 @@ from vixlib.models.zoo import MECHANISMS
 
 HEADS, WIDTH = 4, 32
 GRID = Grid(8, 8, 1)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def tensors(n, m=None, e=WIDTH, scale=1.0, heads=HEADS, batch=2):
@@ -135,7 +133,7 @@ def test_nystrom_is_the_formula():
     left = textbook(q, k_mean, torch.eye(8, dtype=torch.float64))
     weight = nystrom.residual.weight
     residual = F.conv2d(v, weight, padding=(16, 0), groups=HEADS)
-    expected = left @ pseudo_inverse(between, 6) @ textbook(q_mean, k, v) + residual
+    expected = left @ plain.pseudo_inverse(between, 6) @ textbook(q_mean, k, v) + residual
     assert relative(nystrom(q, k, v), expected) < 1e-12
 
 
@@ -152,7 +150,7 @@ def test_nystrom_takes_the_bias_of_its_landmarks(queries, stride):
 
     left = softmax(q, mean(k), of_k=mean)
     between = softmax(mean(q), mean(k), of_q=mean, of_k=mean)
-    expected = left @ pseudo_inverse(between, 6) @ softmax(mean(q), k, of_q=mean) @ v
+    expected = left @ plain.pseudo_inverse(between, 6) @ softmax(mean(q), k, of_q=mean) @ v
     made = Nystrom(heads, WIDTH, queries, keys, landmarks=5, kernel=None)
     assert relative(made(q, k, v, bias=bias), expected) < 1e-12
     if queries == keys:
@@ -161,17 +159,33 @@ def test_nystrom_takes_the_bias_of_its_landmarks(queries, stride):
 
 
 def test_one_iteration_of_the_pseudo_inverse_is_the_formula():
-    a, i = torch.rand(5, 5, dtype=torch.float64).softmax(-1), torch.eye(5, dtype=torch.float64)
-    z = a.mT / (a.sum(0).max() * a.sum(1).max())
+    a, w = random(5, 5).softmax(-1), random(5, 3)
+    z, i = a.mT / (a.sum(0).max() * a.sum(1).max()), torch.eye(5, dtype=torch.float64)
     once = z @ (13 * i - a @ z @ (15 * i - a @ z @ (7 * i - a @ z))) / 4
-    assert relative(pseudo_inverse(a[None], 1)[0], once) < 1e-12
+    assert relative(pseudo_inverse(a[None], w[None], 1)[0], once @ w) < 1e-12
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2, 6])
+@pytest.mark.parametrize("size", [1, 2, 6, 17])
+def test_pseudo_inverse_applied_is_the_one_formed(size, iterations):
+    a, w = random(3, 2, size, size).softmax(-1), random(3, 2, size, 5)
+    expected = plain.pseudo_inverse(a, iterations) @ w
+    assert relative(pseudo_inverse(a, w, iterations), expected) < 1e-12
 
 
 def test_pseudo_inverse_of_each_matrix_alone():
-    a = torch.rand(3, 2, 6, 6, dtype=torch.float64).softmax(-1)
-    assert torch.allclose(pseudo_inverse(a, 40), torch.linalg.pinv(a), atol=1e-8)
-    alone = torch.cat([pseudo_inverse(one[None], 6) for one in a])
-    assert torch.equal(pseudo_inverse(a, 6), alone)
+    a, w = torch.rand(3, 2, 6, 6, dtype=torch.float64).softmax(-1), random(3, 2, 6, 6)
+    assert torch.allclose(pseudo_inverse(a, w, 40), torch.linalg.pinv(a) @ w, atol=1e-8)
+    alone = torch.cat([pseudo_inverse(*one, 6) for one in zip(a.split(1), w.split(1), strict=True)])
+    assert torch.equal(pseudo_inverse(a, w, 6), alone)
+
+
+def test_reflection_gathers_the_mean_in_the_first_row():
+    x = random(2, 7, 3)
+    turned = reflected(x)
+    assert relative(turned[:, 0], -(7**0.5) * x.mean(1)) < 1e-12
+    assert relative(reflected(turned), x) < 1e-12
+    assert relative(turned.mT @ turned, x.mT @ x) < 1e-12
 
 
 @pytest.mark.parametrize(("tokens", "segments"), [(64, 4), (65, 4), (67, 4), (5, 5), (9, 1)])
@@ -240,7 +254,7 @@ def test_batch_wide_is_as_released():
 
     a = torch.rand(2, 3, 6, 6, dtype=torch.float64).softmax(-1)
     start = a.mT / (a.sum(-1).max() * a.sum(-2).max())
-    assert torch.equal(pseudo_inverse(a, 0, batch_wide=True), start)
+    assert relative(pseudo_inverse(a, a, 0, batch_wide=True), start @ a) < 1e-12
 
     for mechanism in (Performer, Nystrom):
         made = mechanism(HEADS, WIDTH, GRID, GRID, batch_wide=True).double()

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import clock, pairs, pipeline, records, tables
 from benchmarks.__main__ import main
+from vixlib import measure
 from vixlib.errors import BadInput
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
@@ -126,7 +127,7 @@ def test_peak_memory_is_that_of_a_call():
     def call():
         return torch.empty(250_000).add(1)
 
-    assert clock.peak_mb(call, torch.device("cpu")) == pytest.approx(2, rel=0.01)
+    assert measure.peak_memory(call, torch.device("cpu")) == pytest.approx(2, rel=0.01)
 
 
 def test_turns_rotate(monkeypatch):

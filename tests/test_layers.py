@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small import random
 from torch import nn
 
 from vixlib.attention import Grid, Softmax
@@ -31,15 +32,6 @@ from vixlib.models.levit import LeViX
 from vixlib.models.vix import AttentionViX
 
 GRID = Grid(3, 5, 1)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-def random(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def test_tokens_in_raster_order_after_cls():

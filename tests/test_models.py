@@ -72,11 +72,6 @@ TINY_IMAGENET = {  # the released code's at 64 x 64 and 200 classes
 UNUSED_TABLE = {"ViT-RoPE", "ViL-RoPE", "HybridViT-RoPE", "HybridViL-RoPE"}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def meta(name, **settings):
     with torch.device("meta"):
         return build(name, **settings)
@@ -109,10 +104,15 @@ def test_sizes_are_the_released_ones():
         assert SIZES[name] == released[name] - (131_200 if name in UNUSED_TABLE else 0)
 
 
+DEPTH, HEADS, FEATURES = 4, 4, 110  # of a ViP
+
+
 @pytest.mark.parametrize("name", ["ViT", "ViP", "HybridViT", "FNet", "HybridFNet"])
 def test_flops_are_those_of_the_released_code(name):
     rows = published().query("system == @name and quantity == 'mmacs_released'")
     flops = measure.flops(partial(build, name), (1, 3, 32, 32))
+    if name == "ViP":  # sums over keys, by a column of ones: released as sums, which do not count
+        flops -= 2 * DEPTH * HEADS * 1025 * FEATURES
     assert flops / 2e6 == pytest.approx(float(rows["value"].iloc[0]), abs=0.01)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import SMALL, images, sizes_of, small
+from small import SMALL, images, sizes_of, small
 
 from vixlib import build, resized, systems
 from vixlib.attention import Grid, Linformer, Mechanism, Nystrom, Softmax, attention_map
@@ -17,11 +17,6 @@ from vixlib.models.zoo import SYSTEMS
 FIXED = {"MLPMixer", "HybridMLPMixer"}  # their weights are tokens x tokens
 FOLLOWING = [name for name in systems() if name not in FIXED]
 ONE_OF_EACH = ["ViL", "ViN-RoPE", "HybridViP", "FNet", "LeViT", "LeViN", "CCL", "CvN", "CvL"]
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("name", systems())

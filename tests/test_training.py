@@ -59,6 +59,20 @@ def test_a_record_says_what_ran(record):
     assert all(not isinstance(value, dict) for value in record.values())  # flat
 
 
+def time_is_up(monkeypatch, at: int) -> None:
+    """Every `at`-th look at the clock under a deadline says so."""
+    looks = 0
+
+    def check(deadline):
+        nonlocal looks
+        looks += deadline < math.inf
+        if looks == at:
+            looks = 0
+            raise TimeUp
+
+    monkeypatch.setattr("vixlib.train.check", check)
+
+
 def test_equal_runs_give_equal_records(record, root):
     assert steady(perform(RUN)) == steady(record)
     assert steady(json.loads(RUN.path.read_text())) == steady(record)
@@ -71,16 +85,7 @@ def test_another_seed_gives_another_record(record, root):
 
 
 def test_stopped_by_the_clock_again_and_again(record, root, monkeypatch):
-    looks = 0
-
-    def check(deadline):  # time is up after every third look at the clock
-        nonlocal looks
-        looks += deadline < math.inf
-        if looks == 4:
-            looks = 0
-            raise TimeUp
-
-    monkeypatch.setattr("vixlib.train.check", check)
+    time_is_up(monkeypatch, at=4)
     results = [perform(RUN, deadline=1.0) for _ in range(6)]
     assert results[:-1] == [None] * 5  # 3 epochs of 4 steps and 2 looks of an evaluation each
     assert steady(results[-1]) == steady(record)
@@ -251,18 +256,10 @@ def test_the_first_bad_step_is_named(few, tmp_path, monkeypatch, look, what, at,
 
 @pytest.mark.parametrize("what", ["loss", "weights"])
 def test_out_of_time_keeps_no_bad_state(few, tmp_path, monkeypatch, what):
-    looks = 0
-
-    def check(deadline):  # time is up at once after the step that breaks: the 8th
-        nonlocal looks
-        looks += 1
-        if looks == 10:  # 6 steps, an evaluation, 2 steps
-            raise TimeUp
-
-    monkeypatch.setattr("vixlib.train.check", check)
+    time_is_up(monkeypatch, at=10)  # 6 steps, an evaluation, 2 steps: after the one that breaks
     checkpoint = Checkpoint(tmp_path / "run.pt")
     with pytest.raises(Diverged) as caught:
-        fit(Fragile(what, 8), few, epochs=4, batch=10, checkpoint=checkpoint)
+        fit(Fragile(what, 8), few, epochs=4, batch=10, checkpoint=checkpoint, deadline=1.0)
     assert (caught.value.epoch, caught.value.step) == (2, 2)
     assert torch.load(checkpoint.path, weights_only=True)["state"]["step"] == 0
 
@@ -356,16 +353,7 @@ def test_read_trains_into_divergence(root, capsys):
 
 
 def test_divergence_after_stops_is_the_same(wild, root, monkeypatch):
-    looks = 0
-
-    def check(deadline):
-        nonlocal looks
-        looks += deadline < math.inf
-        if looks == 3:
-            looks = 0
-            raise TimeUp
-
-    monkeypatch.setattr("vixlib.train.check", check)
+    time_is_up(monkeypatch, at=3)
     results = [perform(WILD, deadline=1.0)]
     while results[-1] is None:
         assert len(results) < 30

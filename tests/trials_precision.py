@@ -10,7 +10,7 @@ import math
 from functools import partial
 
 import torch
-from test_models import sizes_of
+from small import sizes_of
 from torch import Tensor, nn
 
 from vixlib import build

@@ -8,10 +8,13 @@ own keyword options. It is called with q (b h n d), k (b h m d), v (b h m e) and
 k and v may come with a single head. It never looks at other samples of the batch. Where it takes
 one, a host may add a bias to the scores: bias(of_q, of_k) gives (h n m) for the places of queries
 and keys after the functions of_q and of_k, so that a mechanism can ask for that of its landmarks.
+One that begins by mixing tokens does so in `reduce`; a host may do that itself, before it projects
+the few that are left to keys and values, and says `reduced=True`.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -46,14 +49,15 @@ class Mechanism(nn.Module):
 
     It declares what it wants of the projections (`qkv_bias`; `kv_heads`, None for as many as query
     heads; `shared`, values are the keys), the number of tokens that it keeps (`reduced`, None where
-    it keeps all), whether its `mix` takes a bias (`takes_bias`), and whether its sums need float32
-    under half precision (`precise`).
+    it keeps all) and whether `reduce` leaves no more (`reduces`), whether its `mix` takes a bias
+    (`takes_bias`), and whether its sums need float32 under half precision (`precise`).
     """
 
     qkv_bias = False
     kv_heads: int | None = None
     shared = False
     reduced: int | None = None
+    reduces = False
     takes_bias = False
     precise = False
 
@@ -69,16 +73,23 @@ class Mechanism(nn.Module):
         self.heads, self.dim_head = heads, dim_head
         self.queries, self.keys = queries, keys
 
+    def reduce(self, x: Tensor) -> Tensor:
+        """Tokens of keys or values (... m c), mixed to `reduced` of them, each channel alike."""
+        return x
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(b h n d), (b h m d), (b h m e) -> (b h n e)."""
+        """(b h n d), (b h m d), (b h m e) -> (b h n e), k and v as `reduce` leaves them."""
         raise NotImplementedError
 
     def follow(self, twin: "Mechanism") -> None:
         """Take the grids of another; what is tied to places is stretched over them."""
         self.queries, self.keys = twin.queries, twin.keys
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **bias: Bias) -> Tensor:
-        h, n, m, d = self.heads, self.queries.tokens, self.keys.tokens, self.dim_head
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, reduced: bool = False, **bias: Bias
+    ) -> Tensor:
+        h, n, d = self.heads, self.queries.tokens, self.dim_head
+        m = self.reduced if reduced else self.keys.tokens
         legal = [(q.shape[0], kv, m, d) for kv in (1, h)]
         if q.shape[1:] != (h, n, d) or k.shape not in legal or v.shape[:-1] != k.shape[:-1]:
             raise BadInput(
@@ -86,11 +97,12 @@ class Mechanism(nn.Module):
                 f"{n}, {d}) and {m} keys and values of one head or {h}; got "
                 f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
             )
-        half = self.precise and torch.finfo(q.dtype).bits < 32
-        if not (half or (self.precise and torch.amp.is_autocast_available(q.device.type))):
-            return self.mix(q, k, v, **bias)
-        with torch.autocast(q.device.type, enabled=False):
-            x = [t.float() if half else t for t in ((q, k) if v is k else (q, k, v))]
+        shared, half = v is k, self.precise and torch.finfo(q.dtype).bits < 32
+        cast = self.precise and torch.amp.is_autocast_available(q.device.type)
+        with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+            x = [t.float() if half else t for t in ((q, k) if shared else (q, k, v))]
+            if not reduced:
+                x[1:] = map(self.reduce, x[1:])
             return self.mix(x[0], x[1], x[-1], **bias).to(q.dtype)
 
     def extra_repr(self) -> str:
@@ -120,6 +132,7 @@ class Linformer(Mechanism):
     float32, since rounded ones of large keys move scores by whole units.
     """
 
+    reduces = True
     precise = True
 
     def __init__(
@@ -151,10 +164,12 @@ class Linformer(Mechanism):
         self.projection = nn.Parameter(projection)
         super().follow(twin)
 
+    def reduce(self, x: Tensor) -> Tensor:
+        e = torch.cat([self.projection_extra, self.projection.flatten(1)], 1)
+        return e.to(x.dtype) @ x
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        e = torch.cat([self.projection_extra, self.projection.flatten(1)], 1).to(k.dtype)
-        ek = e @ k
-        return sdpa(q, ek, ek if v is k else e @ v)
+        return sdpa(q, k, v)
 
 
 class Performer(Mechanism):
@@ -165,6 +180,7 @@ class Performer(Mechanism):
     Not in the paper: instead of a small constant against underflow, the largest exponent of each
     feature among the keys moves from phi(k) to phi(q). Their product stays the same, a query's
     own scale cancels in the ratio (hence the softmax), and no sum over keys falls below 1.
+    Features, the largest tensors, change in place; a column of ones beside v gives their sums.
     `batch_wide` is as released: one maximum over the keys of all samples, and the constant.
     """
 
@@ -188,7 +204,7 @@ class Performer(Mechanism):
 
     def exponent(self, x: Tensor, w: Tensor) -> Tensor:
         """That of the lemma: w x - |x|^2 / 2."""
-        return x @ w - x.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5)
+        return (x @ w).sub_(x.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         w = self.directions.to(q.dtype).T * self.dim_head**-0.25
@@ -198,9 +214,10 @@ class Performer(Mechanism):
             phi_k = (phi_k - (k @ w).amax()).exp() + 1e-4
         else:
             exponent = self.exponent(k, w)
-            top = exponent.amax(-2, keepdim=True).detach()
-            phi_q, phi_k = (q @ w + top).softmax(-1), (exponent - top).exp()
-        return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
+            top = exponent.detach().amax(-2, keepdim=True)
+            phi_q, phi_k = (q @ w).add_(top).softmax(-1), exponent.sub_(top).exp_()
+        out = phi_q @ (phi_k.mT @ F.pad(v, (0, 1), value=1.0))
+        return out[..., :-1] / out[..., -1:]
 
 
 class Nystrom(Mechanism):
@@ -248,9 +265,9 @@ class Nystrom(Mechanism):
         scores = q_mean @ k_mean.mT * self.dim_head**-0.5
         if bias is not None:
             scores = scores + bias(of_q=mean, of_k=mean)
-        inverse = pseudo_inverse(scores.softmax(-1), self.iterations, self.batch_wide)
         out = sdpa(q_mean, k, v, bias and bias(of_q=mean))
-        out = sdpa(q, k_mean, inverse @ out, bias and bias(of_k=mean))
+        out = pseudo_inverse(scores.softmax(-1), out, self.iterations, self.batch_wide)
+        out = sdpa(q, k_mean, out, bias and bias(of_k=mean))
         return out if self.residual is None else out + self.residual(v)
 
 
@@ -297,19 +314,33 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
     return torch.cat([part.mean(-2) for part in parts], -2)
 
 
-def pseudo_inverse(a: Tensor, iterations: int, batch_wide: bool = False) -> Tensor:
-    """Moore-Penrose inverse of the last two axes, iterated. Razavi et al. 2014; Xiong et al. 2021.
+def pseudo_inverse(a: Tensor, w: Tensor, iterations: int, batch_wide: bool = False) -> Tensor:
+    """Moore-Penrose inverse of a (... r r), iterated, times w (... r e). Xiong et al. 2021, eq. 14.
 
-    The start is scaled for each matrix alone, so that no sample sees another; as released, by
-    maxima over the whole batch (`batch_wide`).
+    z <- z p(a z) with p(x) = (13 - 15 x + 7 x^2 - x^3) / 4, from a^T over a scale of each matrix
+    alone, so that no sample sees another; as released, of the whole batch (`batch_wide`). Not in
+    the paper: x = a z becomes a z p(a z) = x p(x), so no z is formed: x and w are multiplied by the
+    same p(x), two products a step in place of four. Reflecting a and w leaves a^T p(x) w as it is,
+    but the rows of a, alike for a softmax, become one large and small ones, none lost in rounding.
     """
-    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     over = () if batch_wide else -1
-    z = a.mT / (a.sum(-1).amax(over) * a.sum(-2).amax(over))[..., None, None]
-    for _ in range(iterations):
-        az = a @ z
-        z = 0.25 * z @ (13 * identity - az @ (15 * identity - az @ (7 * identity - az)))
-    return z
+    scale = (a.sum(-1).amax(over) * a.sum(-2).amax(over))[..., None, None]
+    a, w = reflected(a), reflected(w)
+    x = a @ a.mT / scale
+    for left in reversed(range(iterations)):
+        y, xw = x @ x, x @ w
+        w = 0.25 * (13 * w - 15 * xw + y @ (7 * w - xw))
+        if left:
+            x = 0.25 * (13 * x - 15 * y + y @ (7 * x - y))
+    return a.mT @ w / scale
+
+
+def reflected(x: Tensor) -> Tensor:
+    """The rows of (... r e) reflected (Householder), so that the first is -sqrt(r) their mean."""
+    r = x.shape[-2]
+    normal = torch.full((r, 1), r**-0.5, dtype=x.dtype, device=x.device)
+    normal[0] += 1
+    return x - normal @ (normal.mT @ x / (1 + r**-0.5))
 
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
@@ -350,10 +381,13 @@ def attend(
 
 @checked
 @torch.no_grad()
-def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> Tensor:
+def attention_map(
+    mechanism: Mechanism, q: Tensor, k: Tensor, *, reduced: bool = False, **bias: Bias
+) -> Tensor:
     """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.
 
     The identity is fed as v. Rows of Linformer and Nyström may be negative and need not sum to 1.
     """
-    identity = torch.eye(k.shape[-2], dtype=q.dtype, device=q.device)
-    return mechanism(q, k, identity.expand(*k.shape[:2], -1, -1), **bias)
+    v = torch.eye(mechanism.keys.tokens, dtype=q.dtype, device=q.device)
+    v = mechanism.reduce(v) if reduced else v
+    return mechanism(q, k, v.expand(*k.shape[:2], -1, -1), reduced=reduced, **bias)

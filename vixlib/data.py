@@ -316,8 +316,8 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
     rows = down + torch.arange(h, device=here)
     columns = right + torch.where(flip, column.flip(0), column)
     padded = F.pad(images, [padding] * 4)
-    cropped = padded.gather(2, rows[:, None, :, None].expand(b, c, h, padded.shape[3]))
-    return cropped.gather(3, columns[:, None, None].expand(b, c, h, w))
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None]
+    return padded.flatten(2).gather(2, places.view(b, 1, -1).expand(b, c, -1)).view(b, c, h, w)
 
 
 @checked

@@ -333,7 +333,7 @@ def perform(
         "loss": last.get("loss"),
         "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
         "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
-        "device": _device_name(device),
+        "device": _device(device),
         "versions": f"torch {torch.__version__}, python {platform.python_version()}",
         "commit": _commit(),
         "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
@@ -491,13 +491,9 @@ def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> f
         return measure.training_memory(run.build().to(device), images, labels)
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU, {torch.get_num_threads()} thread(s): {(names or [platform.machine()])[0]}"
+def _device(device: torch.device) -> str:
+    threads = f"CPU, {torch.get_num_threads()} thread(s): " if device.type == "cpu" else ""
+    return threads + measure.device_name(device)
 
 
 def _commit() -> str:

@@ -175,6 +175,7 @@ class MultiHead(nn.Module):
         self.mechanism, self.rotary, self.scale = mechanism, rotary, scale
         self.q, self.k, self.v, self.out = q, k, v, out
         self.bias = bias if mechanism.takes_bias else None
+        self.early = rotary is None and cheaper_early(mechanism, k, v)
 
     def follow(self, twin: "MultiHead") -> None:
         """Take the grids of another's bias; the mechanism, whichever it is, follows by itself."""
@@ -183,14 +184,37 @@ class MultiHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = partial(rearrange, pattern="b n (h d) -> b h n d")
+        # in half precision after the projections, so that no mixture is rounded before the scores
+        early = self.early and torch.finfo(x.dtype).bits >= 32 and not autocasting(x)
+        kv = self.mechanism.reduce(x) if early else x
         q = heads(self.q(x), h=self.mechanism.heads)
-        k = heads(self.k(x), d=q.shape[-1])
-        v = k if self.v is None else heads(self.v(x), h=k.shape[1])
+        k = heads(self.k(kv), d=q.shape[-1])
+        v = k if self.v is None else heads(self.v(kv), h=k.shape[1])
         if self.rotary is not None:  # places turn queries and keys, never values
             q, k = self.rotary(q), self.rotary(k)
         options = {} if self.bias is None else {"bias": self.bias}
-        out = self.mechanism(q if self.scale == 1 else q * self.scale, k, v, **options)
+        q = q if self.scale == 1 else q * self.scale
+        out = self.mechanism(q, k, v, reduced=early, **options)
         return self.out(rearrange(out, "b h n e -> b n (h e)"))
+
+
+def cheaper_early(mechanism: Mechanism, k: nn.Module, v: nn.Module | None) -> bool:
+    """Whether mixing tokens before they are projected is the same, in fewer products.
+
+    E (x W) = (E x) W for linear maps without a bias.
+    """
+    maps = [k] if v is None else [k, v]
+    if not mechanism.reduces or any(type(m) is not nn.Linear or m.bias is not None for m in maps):
+        return False
+    m, r = mechanism.keys.tokens, mechanism.reduced
+    c, width = k.in_features, sum(each.out_features for each in maps)
+    return (m * r + r * width) * c < (m * c + m * r) * width
+
+
+def autocasting(x: Tensor) -> bool:
+    """Whether products with x are cast to another precision."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def self_attention(
@@ -228,7 +252,25 @@ class Fourier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()  # no transform in half precision
-        return torch.fft.fft2(wide).real.to(x.dtype)
+        return RealFourier.apply(wide).to(x.dtype)
+
+
+class RealFourier(torch.autograd.Function):
+    """Re F_n x F_c: sums of x over tokens i and channels j, times cos 2 pi (i k / n + j l / c).
+
+    For real x the transform at (-k, -l) is the conjugate of that at (k, l): half of the channels
+    are computed, the others mirrored. The cosines are symmetric, so gradients pass as x does.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        half = torch.fft.rfft2(x).real  # channels 0 ... c/2
+        rest = half[..., 1 : (x.shape[-1] + 1) // 2].flip(-1, -2).roll(1, -2)
+        return torch.cat([half, rest], -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return RealFourier.apply(gradient)
 
 
 class TokenMLP(nn.Module):

@@ -1,8 +1,11 @@
 """What a model costs: parameters, FLOPs, peak memory of a training step."""
 
 import os
+import platform
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -72,19 +75,34 @@ def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         F.cross_entropy(scores, labels).backward()
         optimizer.step()
 
-    if images.is_cuda:
+    return peak_memory(step, images.device)
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """Most MB that torch held during a call, beyond what it held before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
+        call()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with _silence(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        step()
-    held = peak = 0
+        call()
+    now = peak = 0
     for event in profile.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            now += event.nbytes()
+            peak = max(peak, now)
     return peak / 1e6
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "NVIDIA H200" or "AMD EPYC"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
 
 
 @contextmanager
