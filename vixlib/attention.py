@@ -14,7 +14,7 @@ the few that are left to keys and values, and says `reduced=True`.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vixlib.errors import BadInput, checked, held, whole
 
 COMPRESSION = 16  # tokens a landmark: the paper keeps 64 of 1,024
+CACHED = 2**18  # features at a time on a CPU, 1 MB in float32: they stay in a core's own cache
 FEWEST_TOKENS = 64  # below, a sixteenth would be under four: softmax is kept
 
 
@@ -98,8 +100,7 @@ class Mechanism(nn.Module):
                 f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
             )
         shared, half = v is k, self.precise and torch.finfo(q.dtype).bits < 32
-        cast = self.precise and torch.amp.is_autocast_available(q.device.type)
-        with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+        with uncast(q) if self.precise else nullcontext():
             x = [t.float() if half else t for t in ((q, k) if shared else (q, k, v))]
             if not reduced:
                 x[1:] = map(self.reduce, x[1:])
@@ -179,8 +180,7 @@ class Performer(Mechanism):
     w_i orthogonal Gaussian directions, drawn once and kept in the state dict. Time (n + m) r.
     Not in the paper: instead of a small constant against underflow, the largest exponent of each
     feature among the keys moves from phi(k) to phi(q). Their product stays the same, a query's
-    own scale cancels in the ratio (hence the softmax), and no sum over keys falls below 1.
-    Features, the largest tensors, change in place; a column of ones beside v gives their sums.
+    own scale cancels in the ratio, and no sum over keys falls below 1.
     `batch_wide` is as released: one maximum over the keys of all samples, and the constant.
     """
 
@@ -202,22 +202,81 @@ class Performer(Mechanism):
         count = max(1, int(dim_head * math.log(dim_head))) if features is None else features
         self.register_buffer("directions", orthogonal_gaussian(count, dim_head))
 
-    def exponent(self, x: Tensor, w: Tensor) -> Tensor:
-        """That of the lemma: w x - |x|^2 / 2."""
-        return (x @ w).sub_(x.square().sum(-1, keepdim=True) * (0.5 * self.dim_head**-0.5))
-
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         w = self.directions.to(q.dtype).T * self.dim_head**-0.25
         if self.batch_wide:
-            phi_q, phi_k = (self.exponent(x, w) for x in (q, k))
-            phi_q = (phi_q - (q @ w).amax(-1, keepdim=True)).exp() + 1e-4
-            phi_k = (phi_k - (k @ w).amax()).exp() + 1e-4
+            phi_q = (exponents(q, w) - (q @ w).amax(-1, keepdim=True)).exp() + 1e-4
+            phi_k = (exponents(k, w) - (k @ w).amax()).exp() + 1e-4
+            out = phi_q @ (phi_k.mT @ beside_ones(v))
+            return out[..., :-1] / out[..., -1:]
+        k, v = (t.expand(-1, self.heads, -1, -1) for t in (k, v))
+        sequences = [t.flatten(0, 1) for t in (q, k, v)]
+        if q.is_cpu and not torch.compiler.is_compiling():  # some at a time, by what a cache holds
+            some = max(1, CACHED // (w.shape[1] * max(q.shape[-2], k.shape[-2])))
+            parts = zip(*(t.split(some) for t in sequences), strict=True)
+            out = torch.cat([Features.apply(*part, w) for part in parts])
         else:
-            exponent = self.exponent(k, w)
-            top = exponent.detach().amax(-2, keepdim=True)
-            phi_q, phi_k = (q @ w).add_(top).softmax(-1), exponent.sub_(top).exp_()
-        out = phi_q @ (phi_k.mT @ F.pad(v, (0, 1), value=1.0))
-        return out[..., :-1] / out[..., -1:]
+            out = Features.apply(*sequences, w)
+        return out.unflatten(0, q.shape[:2])
+
+
+class Features(torch.autograd.Function):
+    """Performer's mix of sequences q (g n d), k (g m d), v (g m e) by directions w (d r).
+
+    A column of ones beside v gives the sums over keys. The output is o = y[:-1] / y[-1] of
+    y = phi(q) (phi(k)^T [v 1]). Backward, its gradient g becomes [g, -g o] / y[-1] for y, and a
+    feature's gradient times the feature is that of its exponent. Features, by far the largest
+    tensors, are computed again, not kept: half the memory, and on a CPU no slower.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        exponent = exponents(k, w)
+        top = exponent.amax(-2, keepdim=True)
+        sums = exponent.sub_(top).exp_().mT @ beside_ones(v)
+        y = features_of_queries(q, w, top) @ sums
+        out, total = y[..., :-1] / y[..., -1:], y[..., -1:].clone()
+        ctx.save_for_backward(q, k, v, w, top, sums, total, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, w, top, sums, total, out = ctx.saved_tensors
+        with uncast(q):
+            of_total = -(gradient * out).sum(-1, keepdim=True)
+            of_y = torch.cat([gradient, of_total], -1) / total
+            phi = features_of_queries(q, w, top)
+            of_sums = phi.mT @ of_y
+            of_q = (of_y @ sums.mT).mul_(phi) @ w.mT
+            phi = exponents(k, w).sub_(top).exp_()
+            of_v = phi @ of_sums[..., :-1]
+            of_exponent = (beside_ones(v) @ of_sums.mT).mul_(phi)
+            of_k = of_exponent @ w.mT - k * of_exponent.sum(-1, keepdim=True) * k.shape[-1] ** -0.5
+        return of_q, of_k, of_v, None
+
+
+def exponents(x: Tensor, w: Tensor) -> Tensor:
+    """Of Performer's features: w x - |x|^2 / 2, x scaled by d^-1/4, w already: (... n r)."""
+    return (x @ w).sub_(x.square().sum(-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5))
+
+
+def features_of_queries(q: Tensor, w: Tensor, top: Tensor) -> Tensor:
+    """exp(w q + top), each query at its own scale: the largest is 1."""
+    exponent = (q @ w).add_(top)
+    return exponent.sub_(exponent.amax(-1, keepdim=True)).exp_()
+
+
+def beside_ones(v: Tensor) -> Tensor:
+    """[v 1]."""
+    return F.pad(v, (0, 1), value=1.0)
+
+
+def uncast(x: Tensor) -> AbstractContextManager:
+    """Autocast switched off where x is."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
 
 
 class Nystrom(Mechanism):
