@@ -1,5 +1,7 @@
 """One loop: equal runs give equal records, however often they are interrupted."""
 
+import copy
+import functools
 import json
 import math
 import signal
@@ -8,17 +10,22 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small import images, small
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vixlib import data, experiments
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError
 from vixlib.experiments import QUEUE, RECIPES, VOLATILE, Run, load, perform, read, unfinished
+from vixlib.layers import Residual
 from vixlib.models.zoo import systems
-from vixlib.train import Checkpoint, TimeUp, evaluate, fit, write_whole
+from vixlib.train import Checkpoint, TimeUp, compile_blocks, evaluate, fit, learn, write_whole
 
 RUN = Run("ViN", "quick", overrides=(("epochs", 3), ("train_images", 500)))
 
@@ -488,3 +495,46 @@ def test_a_run_names_and_repeats_its_lists():
 def test_the_queue_holds_every_system_once():
     assert sorted(QUEUE) == sorted(systems())
     assert QUEUE[:4] == ["ViT", "ViN", "ViP", "ViL"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", systems())
+def test_a_step_waits_for_nothing(name, precision):
+    """Tensors without numbers: whoever asks for one, as a wait for a GPU would, gets an error."""
+    with FakeTensorMode():
+        model = small(name)
+        pixels = torch.empty(6, 3, *model.size, dtype=torch.uint8)
+        labels, chosen = torch.empty(6, dtype=torch.int64), torch.empty(4, dtype=torch.int64)
+        few = SimpleNamespace(train_images=pixels, train_labels=labels, classes=range(10))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss, correct = learn(model, optimizer, few, chosen, True, precision)
+        assert (loss.shape, correct.shape) == ((), ())
+        with pytest.raises(DataDependentOutputException):
+            bool(loss > 0)
+    assert all(p.grad is not None for p in model.parameters() if p.numel())
+
+
+@pytest.mark.parametrize("name", ["ViP", "LeViN", "CvL"])
+def test_compiled_blocks_learn_the_same(name):
+    model = small(name).double()
+    compiled, x = copy.deepcopy(model), images()
+    compile_blocks(compiled, backend="eager")
+    grads = []
+    for each in (model, compiled):
+        torch.manual_seed(1)
+        F.cross_entropy(each.train()(x), torch.arange(4)).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in each.parameters() if p.numel()]))
+    assert torch.allclose(*grads, rtol=0, atol=1e-9 * grads[0].abs().max().item())
+    assert torch.equal(model.eval()(x), compiled.eval()(x))
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    blocks = [module for module in compiled.modules() if isinstance(module, Residual)]
+    assert blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def test_a_compiled_run_has_the_record_of_one_that_is_not(record, root, monkeypatch):
+    compile_eagerly = functools.partial(compile_blocks, backend="eager")
+    monkeypatch.setattr("vixlib.experiments.compile_blocks", compile_eagerly)
+    again = perform(RUN, compiled=True)
+    assert (record["compiled"], again["compiled"]) == (False, True)
+    assert steady(again) == steady(record)

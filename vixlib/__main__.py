@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
     sub.add_argument("--minutes", type=float, help="stop in time, with a checkpoint to go on from")
     sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    compiled = argparse.BooleanOptionalAction
+    sub.add_argument("--compile", action=compiled, help="each block, by torch (default: on cuda)")
     sub.add_argument("--again", action="store_true", help="train even what has a record")
     training(sub)
 
@@ -106,6 +108,7 @@ def _train(options: argparse.Namespace) -> bool:
         workers=_workers(options, todo),
         folder=options.data,
         device=options.device,
+        compiled=options.compile,
         deadline=deadline,
     )
     return any((experiments.load(run) or {}).get("status") == "diverged" for run in wanted)

@@ -28,7 +28,15 @@ from vixlib import ROOT, data, measure
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError, checked, held, one_of
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
-from vixlib.train import PRECISIONS, Checkpoint, autocast, evaluate, fit, write_whole
+from vixlib.train import (
+    PRECISIONS,
+    Checkpoint,
+    autocast,
+    compile_blocks,
+    evaluate,
+    fit,
+    write_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Profile:
     sizes: dict[str, dict]
     train_images: int | None = None
     watch_images: int | None = None
+    precision: str = "float32"
 
 
 _profiles = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text())
@@ -56,7 +65,6 @@ class Recipe:
     weight_decay: float = 0.01
     std: float = 0.02  # of fresh positions and CLS
     augmented: bool = False
-    precision: str = "float32"
     best_on_test: bool = False  # also note the epoch that did best on the test set
 
 
@@ -86,7 +94,7 @@ QUEUE = [
 STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
 
 # what may differ between the records of two equal runs
-VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "versions", "commit"}
+VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "compiled", "versions", "commit"}
 
 
 @dataclass(frozen=True)
@@ -269,16 +277,21 @@ def perform(
     *,
     folder: str | Path | None = None,
     device: str | None = None,
+    compiled: bool | None = None,
     deadline: float = math.inf,
     report: Callable[[dict], None] = lambda row: None,
 ) -> dict | None:
     """Train a run (or go on with it) and write its record; None where the deadline came first.
 
-    `folder` holds the dataset. The trained weights stay in build/<profile>/weights/. A run that
-    diverges has a record, too, its `status` "diverged": the curve until then, where, no accuracy.
+    `folder` holds the dataset. Blocks are compiled on a GPU, unless `compiled` says otherwise. The
+    trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
+    `status` "diverged": the curve until then, where, no accuracy.
     """
     device = data.place(device)
     s, model = run.settings, run.build().to(device)
+    compiled = device.type == "cuda" if compiled is None else compiled
+    if compiled:
+        compile_blocks(model)
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
     dataset = data.subset(dataset, train=s["train_images"])
     checkpoint = Checkpoint(
@@ -334,6 +347,7 @@ def perform(
         "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
         "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
         "device": _device(device),
+        "compiled": compiled,
         "versions": f"torch {torch.__version__}, python {platform.python_version()}",
         "commit": _commit(),
         "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
@@ -403,6 +417,7 @@ def perform_all(
     workers: int = 1,
     folder: str | Path | None = None,
     device: str | None = None,
+    compiled: bool | None = None,
     deadline: float = math.inf,
     done: Callable[[Run, dict | None], None] = say,
 ) -> None:
@@ -410,7 +425,7 @@ def perform_all(
 
     A single worker is this process, with a progress bar at a terminal.
     """
-    options = {"folder": folder, "device": device, "deadline": deadline}
+    options = {"folder": folder, "device": device, "compiled": compiled, "deadline": deadline}
     if workers == 1:
         torch.set_num_threads(1)
         for run in wanted:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vixlib.data import Dataset, augment, normalise
 from vixlib.errors import BadInput, CheckpointError, Diverged, checked, one_of
+from vixlib.layers import Residual
 
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
@@ -116,15 +117,8 @@ def fit(
             check(deadline)
             torch.manual_seed(100_000 * epoch_seed + step)
             chosen = order[step * batch :][:batch]
-            images, labels = data.train_images[chosen], data.train_labels[chosen]
-            images = normalise(augment(images) if augmented else images)
-            scores = scores_of(model, images, data, precision)
-            loss = F.cross_entropy(scores.float(), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            correct = (scores.detach().argmax(1) == labels).sum()
-            state["sums"] += torch.stack([loss.detach() * len(labels), correct])
+            loss, correct = learn(model, optimizer, data, chosen, augmented, precision)
+            state["sums"] += torch.stack([loss * len(chosen), correct])
             finite.add_(loss.isfinite() & (finite == step))
             state["step"] = step + 1
             if state["step"] % LOOK == 0:
@@ -156,6 +150,42 @@ def fit(
             checkpoint.save(model, optimizer, state)
         return None
     return state["curve"]
+
+
+def learn(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    chosen: Tensor,
+    augmented: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """One step on the chosen images: their mean loss, and how many were right. Waits for nothing.
+
+    All of it stays on the device of the data.
+    """
+    images, labels = data.train_images[chosen], data.train_labels[chosen]
+    images = normalise(augment(images) if augmented else images)
+    scores = scores_of(model, images, data, precision)
+    loss = F.cross_entropy(scores.float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), (scores.detach().argmax(1) == labels).sum()
+
+
+def compile_blocks(model: nn.Module, **options) -> None:
+    """Compile each block of a model in place, by torch.compile without a break in its graph.
+
+    Blocks of one shape share what was compiled. A model without blocks is compiled whole. What was
+    compiled before is forgotten: torch keeps few forms of a function, and models share theirs.
+    """
+    torch.compiler.reset()
+    # each kind of block in training and in evaluation, for a whole and a last batch
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    blocks = [module for module in model.modules() if isinstance(module, Residual)]
+    for block in blocks or [model]:
+        block.compile(fullgraph=True, dynamic=False, **options)
 
 
 @checked
