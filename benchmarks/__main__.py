@@ -67,6 +67,10 @@ def told(row: dict) -> str:
         parts.append(f"{row['ratio_median']:.2f}x ({row['ratio_q25']:.2f}-{row['ratio_q75']:.2f})")
         parts.append(f"{row['ours_ms']:.1f} ms, {row['peer_ms']:.1f} ms")
         parts.append(f"{row['ours_peak_mb']:.1f} MB, {row['peer_peak_mb']:.1f} MB")
+    elif "microseconds_an_image" in row:
+        parts.append(
+            f"{row['microseconds_an_image']:.0f} us an image, {row['ours_peak_mb']:.0f} MB"
+        )
     elif "exponent_median" in row:
         parts.append(f"{row['tokens']} tokens: {row['ours_ms']:.1f} ms")
         parts.append(f"exponent {row['exponent_median']:.2f}")

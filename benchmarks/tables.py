@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from benchmarks import clock, pairs, pipeline
 from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
+from vixlib import data, experiments
 from vixlib.errors import BadInput
 from vixlib.measure import device_name, peak_memory, training_memory
-from vixlib.train import autocast
+from vixlib.train import autocast, compile_blocks, learn
 
 TOKENS = 64, 256, 1024, 4096, 16384
 LINE = *TOKENS[:3], 2048, 4096, 8192, 16384  # for the growth of time with tokens
@@ -108,12 +109,19 @@ def scaling(settings: Settings) -> Iterator[Cell]:
         yield Cell(contest.name, partial(_scaling, settings, contest, line))
 
 
+def every_system(settings: Settings) -> Iterator[Cell]:
+    """A training step of each system at the paper's size: 128 images on a GPU, 8 on a CPU."""
+    for name in experiments.QUEUE[::13] if settings.quick else experiments.QUEUE:
+        yield Cell(name, partial(_system, settings, name))
+
+
 TABLES = {
     "layers": layers,
     "models": models,
     "pipeline": input_pipeline,
     "scaling": scaling,
     "small": small,
+    "systems": every_system,
 }
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -247,6 +255,29 @@ def _model(settings: Settings, contest: Contest, agree: Callable) -> list[dict]:
     about["direction"] = "training step"
     rounds = settings.rounds_at(about["tokens"])
     return [about | row for row in _timed(settings, calls, rounds, contest, columns, peaks)]
+
+
+def _system(settings: Settings, name: str) -> list[dict]:
+    """The step that `vix train` takes, images cropped and flipped, blocks compiled if anything."""
+    profile = "quick" if settings.quick else "paper"
+    run, on_gpu = experiments.Run(name, profile), settings.device.type == "cuda"
+    batch = 128 if on_gpu else 8
+    model = run.build().to(settings.device).train()
+    if settings.compiled:
+        compile_blocks(model)
+    torch.manual_seed(0)
+    with settings.device:
+        pixels = torch.randint(256, (batch, 3, *model.size), dtype=torch.uint8)
+        labels, chosen = torch.randint(10, (batch,)), torch.arange(batch)
+    few = data.Dataset(pixels, labels, pixels, labels, data.CLASSES["cifar10"], "noise")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    call = partial(learn, model, optimizer, few, chosen, True, settings.precision)
+    rounds = settings.rounds or (20 if on_gpu else 2 if settings.quick else 3)
+    ms = statistics.median(settings.clock.interleaved({"ours": call}, rounds)["ours"])
+    row = {"mechanism": name, "tokens": run.tokens, "batch": batch, "direction": "training step"}
+    row |= {"ours_ms": round(ms, 3), "microseconds_an_image": round(1e3 * ms / batch, 1)}
+    row |= {"ours_peak_mb": round(peak_memory(call, settings.device), 2), "rounds": rounds}
+    return [row | {"versions": clock.versions("einops")}]
 
 
 def _pipeline(settings: Settings) -> list[dict]:

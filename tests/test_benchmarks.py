@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import clock, pairs, pipeline, records, tables
 from benchmarks.__main__ import main
-from vixlib import measure
+from vixlib import experiments, measure, systems
 from vixlib.errors import BadInput
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
@@ -147,3 +147,14 @@ def test_turns_rotate(monkeypatch):
 def test_unknown_cells_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no cell"):
         main(["--only", "nothing", "--records", str(tmp_path)])
+
+
+def test_every_system_has_its_step(tmp_path):
+    main(["--quick", "--only", "systems", "--records", str(tmp_path)])
+    rows = rows_of(tmp_path)
+    assert [row["mechanism"] for row in rows] == experiments.QUEUE[::13]
+    for row in rows:
+        assert row["microseconds_an_image"] == pytest.approx(1e3 * row["ours_ms"] / 8, abs=0.1)
+        assert row["ours_peak_mb"] > 1
+    cells = {cell.name for cell in tables.every_system(tables.Settings())}
+    assert cells == set(systems())
