@@ -194,10 +194,9 @@ def machine(page: Page) -> list[str]:
 
 
 def length(page: Page) -> list[str]:
-    """25 to 45 cells; 02 has four mechanisms to take apart, and may have 52."""
-    most = 52 if page.name.startswith("02") else 45
-    fits = page.solution or 25 <= len(page.cells) <= most
-    return [] if fits else [f"{len(page.cells)} cells, not 25 to {most}"]
+    """25 to 45 cells."""
+    fits = page.solution or 25 <= len(page.cells) <= 45
+    return [] if fits else [f"{len(page.cells)} cells, not 25 to 45"]
 
 
 def short(page: Page) -> list[str]:
