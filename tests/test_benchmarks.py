@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import clock, pairs, pipeline, records, tables
+from benchmarks import clock, fits, pairs, pipeline, plain, records, tables
 from benchmarks.__main__ import main
-from vixlib import measure
+from vixlib import build, measure
 from vixlib.errors import BadInput
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
@@ -147,3 +147,52 @@ def test_turns_rotate(monkeypatch):
 def test_unknown_cells_are_refused(tmp_path):
     with pytest.raises(BadInput, match="no cell"):
         main(["--only", "nothing", "--records", str(tmp_path)])
+
+
+# ---- what fits ----
+
+CPU = torch.device("cpu"), "float32"
+
+
+def small(image_size):
+    return build("ViT", image_size=image_size, dim=32, depth=2, attention=plain.PlainSoftmax)
+
+
+@pytest.mark.parametrize(("batch", "side"), [(1, 8), (3, 16), (1, 20)])
+def test_counted_is_what_is_measured(batch, side):
+    """To a part in a thousand; a copy of one attention matrix would be 3 % and more."""
+    step = small, batch, side, *CPU
+    assert fits.counted(*step) == pytest.approx(fits.measured(*step), rel=1e-3)
+
+
+def test_what_is_freed_is_not_counted():
+    with fits.Live() as live:
+        torch.zeros(250)
+        x = torch.zeros(1000)
+        y = x.view(10, 100).add_(1).T
+        assert live.now == live.peak == 4000
+        del x
+        assert live.now == 4000
+        del y
+        assert live.now == 0
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_the_largest_fits_and_one_more_does_not(power):
+    def peak(size):
+        return 5 + 0.01 * size**power
+
+    for most in (5.02, 70, 1234.5):
+        size = fits.largest(peak, most, 1)
+        assert peak(size) <= most < peak(size + 1)
+
+
+def test_the_largest_batch_and_side_are_recorded(tmp_path):
+    main(["--quick", "--only", "fits/FNet", "--records", str(tmp_path)])
+    check, batch, side = rows_of(tmp_path)
+    assert check["counted_mb"] == pytest.approx(check["measured_mb"], rel=1e-3)
+    for row, more in ((batch, (1, 0)), (side, (0, 1))):
+        assert row["counted_mb"] <= 1e3 * row["budget_gb"]
+        larger = row["batch"] + more[0], row["side"] + more[1]
+        assert fits.counted(fits.MODELS["FNet"], *larger, *CPU) > 1e3 * row["budget_gb"]
+    assert (batch["quantity"], side["quantity"]) == ("batch", "side")
