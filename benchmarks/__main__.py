@@ -75,7 +75,7 @@ def told(row: dict) -> str:
         parts.append(f"{row['counted_mb']:.1f} MB")
     elif "counted_mb" in row:
         parts.append(f"batch {row['batch']}, side {row['side']}: {row['counted_mb']:.1f} MB")
-        parts.append(f"counted, {row['measured_mb']:.1f} MB measured")
+        parts.append(f"{row['measured_mb']:.1f} MB measured" if "measured_mb" in row else "")
     elif "note" in row:
         parts.append(row["note"])
     return "  ".join(filter(None, parts))

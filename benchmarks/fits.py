@@ -22,6 +22,7 @@ from vixlib.train import autocast
 SIDE = 32  # of CIFAR-10's images, where the batch is what grows
 GIGABYTES = 2, 4, 8, 16
 CHECKS = (1, 32), (4, 32), (1, 48)  # batch and side of steps that are also really taken
+LINE = 8, (8, 16, 32, 64, 128)  # batch and sides of memory against tokens
 _vit = partial(build, "ViT", dim=DIM, depth=DEPTH)
 _rank = partial(Linformer, rank=64, shared=True, kv_heads=1)  # ViL, but for the rank
 MODELS = {  # a name says its host and, after a comma, what is not that of `build`
@@ -96,6 +97,16 @@ def measured(*step) -> float:
     return peak_memory(lambda: train(*step), step[3])
 
 
+def of_batch(count: Callable[[int], float], batch: int) -> float:
+    """A peak that is counted to 32 images; then each costs what one costs from 16 to 32.
+
+    Performer takes sequences a few at a time, in a loop that is long for a large batch.
+    """
+    if batch <= 32:
+        return count(batch)
+    return count(32) + (batch - 32) * (count(32) - count(16)) / 16
+
+
 def largest(peak: Callable[[int], float], most: float, low: int) -> int:
     """The largest size whose peak is at most `most`; `low` is known to fit."""
     high = 2 * low
@@ -110,15 +121,22 @@ def largest(peak: Callable[[int], float], most: float, low: int) -> int:
 
 
 def rows(name: str, device: torch.device, precision: str, quick: bool) -> list[dict]:
-    """Counted beside measured at small sizes, then the largest batch and side of each budget."""
+    """Counted beside measured at small sizes; against tokens; then the largest that fits.
+
+    What fits: the largest batch at 32 x 32, and the largest side of one square image.
+    """
     make, found = MODELS[name], []
     for batch, side in CHECKS[:1] if quick else CHECKS:
         step = make, batch, side, device, precision
         row = {"model": name, "quantity": "check", "batch": batch, "side": side}
         row |= {"counted_mb": counted(*step), "measured_mb": measured(*step)}
         found.append(row)
+    batch, sides = LINE
+    for side in sides[:2] if quick else sides:
+        row = {"model": name, "quantity": "line", "batch": batch, "side": side}
+        found.append(row | {"counted_mb": counted(make, batch, side, device, precision)})
     peaks = {
-        "batch": cache(lambda batch: counted(make, batch, SIDE, device, precision)),
+        "batch": partial(of_batch, cache(lambda b: counted(make, b, SIDE, device, precision))),
         "side": cache(lambda side: counted(make, 1, side, device, precision)),
     }
     for quantity, peak in peaks.items():

@@ -177,6 +177,18 @@ def test_what_is_freed_is_not_counted():
         assert live.now == 0
 
 
+@pytest.mark.parametrize("attention", ["softmax", "performer", "nystrom"])
+def test_many_images_cost_what_some_do(attention):
+    """The line beyond 32 images, held against counting them."""
+
+    def count(batch):
+        make = partial(build, "ViT", attention=attention, dim=32, depth=1)
+        return fits.counted(make, batch, fits.SIDE, *CPU)
+
+    assert fits.of_batch(count, 20) == count(20)
+    assert fits.of_batch(count, 75) == pytest.approx(count(75), rel=1e-6)
+
+
 @pytest.mark.parametrize("power", [1, 2, 4])
 def test_the_largest_fits_and_one_more_does_not(power):
     def peak(size):
@@ -189,7 +201,8 @@ def test_the_largest_fits_and_one_more_does_not(power):
 
 def test_the_largest_batch_and_side_are_recorded(tmp_path):
     main(["--quick", "--only", "fits/FNet", "--records", str(tmp_path)])
-    check, batch, side = rows_of(tmp_path)
+    check, *line, batch, side = rows_of(tmp_path)
+    assert [row["tokens"] for row in line] == [65, 257]
     assert check["counted_mb"] == pytest.approx(check["measured_mb"], rel=1e-3)
     for row, more in ((batch, (1, 0)), (side, (0, 1))):
         assert row["counted_mb"] <= 1e3 * row["budget_gb"]
