@@ -404,7 +404,7 @@ def test_where_a_line_is_cheaper_is_said():
     assert show.cheaper(square[2:], line) == "nowhere to 4,096"
     assert show.cheaper(square, square) == "nowhere to 4,096"
     assert show.cheaper(pd.Series([1.0, 9, 1, 1], n), pd.Series([2.0] * 4, n)) == (
-        "64 to 123 and 534 to 4,096"
+        "64 to 99 and 661 to 4,096"
     )
     assert show.cheaper(line[:0], square) == "not measured"
 

@@ -661,6 +661,11 @@ def _look(mechanism: str) -> tuple[str, str]:
     return mechanism.replace(known, name), PALETTE.get(known, YOURS)
 
 
+def written(mechanism: str) -> str:
+    """A mechanism or system as figures and tables write it."""
+    return _look(mechanism)[0]
+
+
 def _known(mechanism: str) -> str:
     """The mechanism or system of a variant, as "nystrom m 64" or "ViL, rank 64"; else itself."""
     words = re.split(r",? ", mechanism)
