@@ -21,6 +21,11 @@ from vixlib.errors import checked, held, one_of
 from vixlib.models.zoo import build
 
 TABLES = "layers", "models", "pipeline", "scaling", "small", "fits"  # of the benchmarks
+QUANTITIES = {  # of targets: the column, and whether more is better
+    "times faster": ("ratio_median", True),
+    "times less memory": ("memory", True),
+    "exponent": ("exponent_median", False),
+}
 COLUMNS = [  # that a table of benchmarks has, measured or not
     *("machine", "cell", "mechanism", "peer", "tokens", "batch", "direction", "note"),
     *("ratio_median", "ratio_q25", "ratio_q75", "ours_ms", "peer_ms"),
@@ -129,8 +134,9 @@ def benchmark(table: str, kind: str | None = None) -> pd.DataFrame:
     rows = [row for file in files for row in json.loads(file.read_text())]
     for row in rows:
         threads = f"{row['threads']} thread" + "s" * (row["threads"] != 1)
-        how = threads if row["clock"] != "CUDA events" else ""
-        parts = row["device"], row["precision"], "compiled" * row["compiled"], how
+        parts = [row["device"], row["precision"], "compiled" * row["compiled"]]
+        parts += [threads] * (row["clock"] != "CUDA events")
+        parts += [row["allocator"]] * (row["allocator"] not in ("glibc", "torch"))
         row["machine"] = ", ".join(filter(None, parts))
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["memory"] = frame["peer_peak_mb"] / frame["ours_peak_mb"]
@@ -166,35 +172,25 @@ def targets(kind: str = "cpu") -> pd.DataFrame:
     return asked.assign(**{n: [row[n] for row in found] for n in ("seen", "verdict")})
 
 
-QUANTITIES = {  # of targets: the column, and whether more is better
-    "times faster": ("ratio_median", True),
-    "times less memory": ("memory", True),
-    "exponent": ("exponent_median", False),
-}
-
-
 def _seen(target: dict, rows: pd.DataFrame) -> dict:
     column, more = QUANTITIES[one_of("quantity", target["quantity"], QUANTITIES)]
-    if target["peer"]:
-        named = rows["peer"] == target["peer"]
-        rows = best_peers(rows) if target["peer"] == "package" else rows[named]
+    if target["peer"] == "package":
+        rows = best_peers(rows)
+    elif target["peer"]:
+        rows = rows[rows["peer"] == target["peer"]]
     rows = rows[(rows["mechanism"] == target["mechanism"]) & rows[column].notna()]
+    tokens, ways = target["tokens"].split() or [""], target["direction"].split(", ")
     values = []
-    for tokens in target["tokens"].split() or [None]:
-        for direction in target["direction"].split(", "):
-            of_tokens = rows if tokens is None else rows[rows["tokens"] == int(tokens)]
-            values += of_tokens.loc[of_tokens["direction"] == direction, column].tolist()[:1]
-    wanted = len(target["tokens"].split() or [None]) * len(target["direction"].split(", "))
+    for n in tokens:
+        for way in ways:
+            here = rows[(rows["direction"] == way) & ((rows["tokens"] == float(n)) if n else True)]
+            values += here[column].tolist()[:1]
     verdict = "not measured"
-    if len(values) == wanted:
-        worst = min(values) if more else max(values)
-        keeps = [worst >= float(t) if more else worst <= float(t) for t in _bounds(target)]
-        verdict = ["missed", "reached", "stretch reached"][sum(keeps)]
+    if len(values) == len(tokens) * len(ways):
+        bounds = [float(target[name]) for name in ("asked", "stretch") if target[name]]
+        kept = [min(values) >= x if more else max(values) <= x for x in bounds]
+        verdict = ("missed", "reached", "stretch reached")[sum(kept)]
     return {"seen": " · ".join(f"{value:.2f}" for value in values), "verdict": verdict}
-
-
-def _bounds(target: dict) -> list[str]:
-    return [target[name] for name in ("asked", "stretch") if target[name]]
 
 
 @contextmanager
