@@ -74,6 +74,12 @@ def told(row: dict) -> str:
     elif "exponent_median" in row:
         parts.append(f"{row['tokens']} tokens: {row['ours_ms']:.1f} ms")
         parts.append(f"exponent {row['exponent_median']:.2f}")
+    elif "largest" in row:
+        parts.append(f"{row['budget_gb']:g} GB: {row['quantity']} {row['largest']:,}")
+        parts.append(f"{row['counted_mb']:.1f} MB")
+    elif "counted_mb" in row:
+        parts.append(f"batch {row['batch']}, side {row['side']}: {row['counted_mb']:.1f} MB")
+        parts.append(f"{row['measured_mb']:.1f} MB measured" if "measured_mb" in row else "")
     elif "note" in row:
         parts.append(row["note"])
     return "  ".join(filter(None, parts))

@@ -13,13 +13,15 @@ COMMITTED = ROOT / "benchmarks" / "records"
 MEASURED = "benchmarks/clock.py", "benchmarks/pairs.py", "benchmarks/plain.py"
 LAYERS = "vixlib/attention.py", "vixlib/layers.py"
 EVERY = sorted(f"vixlib/models/{path.name}" for path in (ROOT / "vixlib/models").glob("*.py"))
+HOSTS = "vixlib/models/host.py", "vixlib/models/vix.py"
 SOURCES = {  # what a table's numbers come from
     "layers": LAYERS,
     "small": LAYERS,
     "scaling": LAYERS,
-    "models": (*LAYERS, "vixlib/models/host.py", "vixlib/models/vix.py"),
+    "models": (*LAYERS, *HOSTS),
     "pipeline": ("vixlib/data.py", "benchmarks/pipeline.py"),
     "systems": (*LAYERS, *EVERY, "vixlib/data.py", "vixlib/train.py"),
+    "fits": (*LAYERS, *HOSTS, "benchmarks/fits.py"),
 }
 # what makes a row another row of the same cell
 SAME = "cell", "precision", "compiled", "threads", "allocator"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import clock, pairs, pipeline
+from benchmarks import clock, fits, pairs, pipeline
 from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
 from vixlib import data, experiments
 from vixlib.errors import BadInput
@@ -115,6 +115,13 @@ def every_system(settings: Settings) -> Iterator[Cell]:
         yield Cell(name, partial(_system, settings, name))
 
 
+def fitting(settings: Settings) -> Iterator[Cell]:
+    """The largest batch and the largest image whose training step fits in 2, 4, 8 and 16 GB."""
+    how = settings.device, settings.precision, settings.quick
+    for name in list(fits.MODELS)[:: 7 if settings.quick else 1]:
+        yield Cell(name, partial(_fits, name, *how))
+
+
 TABLES = {
     "layers": layers,
     "models": models,
@@ -122,6 +129,7 @@ TABLES = {
     "scaling": scaling,
     "small": small,
     "systems": every_system,
+    "fits": fitting,
 }
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -300,6 +308,10 @@ def _pipeline(settings: Settings) -> list[dict]:
         row |= {ms: round(row[ms] / batches, 3) for ms in ("ours_ms", "peer_ms") if ms in row}
     about = {"mechanism": contest.name, "batch": pipeline.BATCH, "direction": "one batch"}
     return [about | row for row in rows]
+
+
+def _fits(name: str, *how) -> list[dict]:
+    return [row | {"versions": clock.versions("einops")} for row in fits.rows(name, *how)]
 
 
 def _scaling(settings: Settings, contest: Contest, line: list[int]) -> list[dict]:

@@ -1,15 +1,18 @@
 """The harness of the benchmarks works with whatever peers there are; no time is judged."""
 
+import json
 import sys
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import clock, pairs, pipeline, records, tables
+from benchmarks import clock, fits, pairs, pipeline, plain, records, tables
 from benchmarks.__main__ import main
-from vixlib import experiments, measure, systems
+from vixlib import build, experiments, measure, show, systems
 from vixlib.errors import BadInput
+from vixlib.reproduce import benchmark_lines
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
 COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_median"} | {
@@ -158,3 +161,187 @@ def test_every_system_has_its_step(tmp_path):
         assert row["ours_peak_mb"] > 1
     cells = {cell.name for cell in tables.every_system(tables.Settings())}
     assert cells == set(systems())
+
+
+# ---- what fits ----
+
+CPU = torch.device("cpu"), "float32"
+
+
+def small(image_size):
+    return build("ViT", image_size=image_size, dim=32, depth=2, attention=plain.PlainSoftmax)
+
+
+@pytest.mark.parametrize(("batch", "side"), [(1, 8), (3, 16), (1, 20)])
+def test_counted_is_what_is_measured(batch, side):
+    """To a part in a thousand; a copy of one attention matrix would be 3 % and more."""
+    step = small, batch, side, *CPU
+    assert fits.counted(*step) == pytest.approx(fits.measured(*step), rel=1e-3)
+
+
+def test_what_is_freed_is_not_counted():
+    with fits.Live() as live:
+        torch.zeros(250)
+        x = torch.zeros(1000)
+        y = x.view(10, 100).add_(1).T
+        assert live.now == live.peak == 4000
+        del x
+        assert live.now == 4000
+        del y
+        assert live.now == 0
+
+
+@pytest.mark.parametrize("attention", ["softmax", "performer", "nystrom"])
+def test_many_images_cost_what_some_do(attention):
+    """The line beyond 32 images, held against counting them."""
+
+    def count(batch):
+        make = partial(build, "ViT", attention=attention, dim=32, depth=1)
+        return fits.counted(make, batch, fits.SIDE, *CPU)
+
+    assert fits.of_batch(count, 20) == count(20)
+    assert fits.of_batch(count, 75) == pytest.approx(count(75), rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_the_largest_fits_and_one_more_does_not(power):
+    def peak(size):
+        return 5 + 0.01 * size**power
+
+    for most in (5.02, 70, 1234.5):
+        size = fits.largest(peak, most, 1)
+        assert peak(size) <= most < peak(size + 1)
+
+
+def test_the_largest_batch_and_side_are_recorded(tmp_path):
+    main(["--quick", "--only", "fits/FNet", "--records", str(tmp_path)])
+    check, *line, batch, side = rows_of(tmp_path)
+    assert [row["tokens"] for row in line] == [65, 257]
+    assert check["counted_mb"] == pytest.approx(check["measured_mb"], rel=1e-3)
+    for row, more in ((batch, (1, 0)), (side, (0, 1))):
+        assert row["counted_mb"] <= 1e3 * row["budget_gb"]
+        larger = row["batch"] + more[0], row["side"] + more[1]
+        assert fits.counted(fits.MODELS["FNet"], *larger, *CPU) > 1e3 * row["budget_gb"]
+    assert (batch["quantity"], side["quantity"]) == ("batch", "side")
+
+
+# ---- what notebooks and README read ----
+
+
+def recorded(name, peer, ratio, tokens=1024, **columns):
+    mechanism, about = name.split("/")[1], {"direction": "training", "rounds": 5, "note": ""}
+    row = {"cell": name, "mechanism": mechanism, "peer": peer, "tokens": tokens, **about}
+    row |= {"ratio_median": ratio, "ratio_q25": ratio, "ratio_q75": ratio}
+    row |= {"ours_peak_mb": 2.0, "peer_peak_mb": 6.0, "versions": "torch 2, timm 1, linformer 3"}
+    row |= {"device": "A CPU", "clock": "process CPU time", "precision": "float32"}
+    return row | {"compiled": False, "threads": 1, "allocator": "glibc"} | columns
+
+
+GPU = {"device": "A GPU", "clock": "CUDA events", "precision": "bfloat16", "compiled": True}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with the committed targets, and a function that records rows."""
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    targets = records.ROOT / "benchmarks" / "targets.csv"
+    (tmp_path / "benchmarks" / "targets.csv").write_text(targets.read_text())
+
+    def write(table, *rows):
+        for row in rows:
+            file = records.place(tmp_path / "benchmarks" / "records", row["device"], table)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps([*records.read(file), row]))
+
+    return write
+
+
+def test_all_tables_can_be_read():
+    assert set(measure.TABLES) == set(tables.TABLES) == set(records.SOURCES)
+
+
+def test_records_are_read_by_machine(project):
+    assert measure.benchmark("layers").empty
+    assert measure.best_peers(measure.benchmark("layers", "cpu")).empty
+    project("layers", recorded("layers/softmax/1024", "timm", 1.5))
+    project("layers", recorded("layers/softmax/1024", "timm", 3.0, **GPU))
+    assert list(measure.benchmark("layers")["machine"]) == [
+        "A CPU, float32, 1 thread",
+        "A GPU, bfloat16, compiled",
+    ]
+    for kind, ratio in (("cpu", 1.5), ("cuda", 3.0)):
+        (row,) = measure.benchmark("layers", kind).to_dict("records")
+        assert (row["ratio_median"], row["memory"]) == (ratio, 3.0)
+    with pytest.raises(BadInput, match="table"):
+        measure.benchmark("layer")
+
+
+def test_the_fastest_package_is_the_best_peer(project):
+    for peer, ratio in (("timm", 1.5), ("linformer", 0.8), ("fused softmax", 0.1)):
+        project("layers", recorded("layers/x/64", peer, ratio, 64))
+    project("layers", recorded("layers/x/256", "linformer", None, 256, note="not timed: ..."))
+    best = measure.best_peers(measure.benchmark("layers"))
+    assert list(best["peer"]) == ["linformer"]
+
+
+def test_targets_are_judged_by_the_worst(project):
+    table = measure.targets()
+    assert set(table["verdict"]) == {"not measured"}
+
+    def verdict(mechanism, tokens, quantity):
+        seen = measure.targets().query(
+            "mechanism == @mechanism and tokens == @tokens and quantity == @quantity"
+        )
+        return tuple(seen[["seen", "verdict"]].iloc[0])
+
+    about = "linformer k 256", "4096 16384", "times faster"
+    project("layers", recorded("layers/linformer k 256/4096", "linformer", 2.5, 4096))
+    assert verdict(*about) == ("2.50", "not measured")
+    project("layers", recorded("layers/linformer k 256/16384", "linformer", 1.7, 16384))
+    assert verdict(*about) == ("2.50 · 1.70", "reached")
+    project("layers", recorded("layers/softmax/1024", "naive form", 3.99))
+    assert verdict("softmax", "1024", "times faster") == ("3.99", "missed")
+    for way, exponent in (("forward", 1.0), ("training", 1.2)):
+        row = {"direction": way, "exponent_median": exponent}
+        project("scaling", recorded("scaling/performer", "", None, 16384, **row))
+    assert verdict("performer", "16384", "exponent") == ("1.00 · 1.20", "missed")
+
+
+def test_targets_name_what_is_measured():
+    """Cells, peers and directions that the tables have: a typing error would stay unmeasured."""
+    cells = {f"{table}/{cell.name}" for table in tables.TABLES for cell in of(table)}
+    forms = {peer.name for contest in (*pairs.LAYERS, *pairs.SMALL) for peer in contest.peers}
+    for row in measure.targets().to_dict("records"):
+        name = f"{row['table']}/{row['mechanism']}"
+        each = [f"{name}/{n}" for n in row["tokens"].split()] + [name]
+        assert cells & set(each), row
+        if row["table"] in ("layers", "small"):
+            assert set(each[:-1]) <= cells, row
+        assert row["peer"] in forms | {"package", ""}, row
+
+
+def of(table):
+    return tables.TABLES[table](tables.Settings())
+
+
+def test_measured_and_crossovers_as_tables(project):
+    project("layers", recorded("layers/softmax/1024", "timm", 1.5))
+    rows = measure.benchmark("layers")
+    assert show.measured(rows).to_dict() == {1024: {("softmax", "timm"): "1.50 (1.50–1.50)"}}
+    assert show.measured(rows, "memory").iloc[0, 0] == "3.00"
+    assert show.measured(rows[:0]).empty
+    line = [{"tokens": n, "mechanism": "softmax", "ours_ms": n * n} for n in (64, 256)]
+    line += [{"tokens": n, "mechanism": "performer", "ours_ms": 100 * n} for n in (64, 256)]
+    table = show.crossovers(pd.DataFrame(line), "ours_ms", {"softmax": "faster", "naive": "than"})
+    assert table.to_dict("index") == {"performer": {"faster": "100 to 256", "than": "not measured"}}
+
+
+def test_readme_has_a_row_of_each_mechanism(project):
+    project("layers", recorded("layers/nystrom m 64/1024", "timm", 1.5))
+    project("layers", recorded("layers/nystrom m 64/4096", "timm", 0.5, 4096))
+    project("models", recorded("models/ViT", "timm", 2.5, 1025))
+    assert benchmark_lines()[2:] == [
+        "| Nyström m 64 | timm | 1.50 | 0.50 | 3.00 |",
+        "| ViT, a whole step | timm | 2.50 | – | 3.00 |",
+    ]

@@ -407,8 +407,7 @@ def test_house_rules(path):
 def test_notebooks_are_numbered_without_a_gap():
     numbers = [int(path.stem.split("_")[0]) for path in NOTEBOOKS]
     assert numbers
-    coming = {10}  # resources: with the benchmarks
-    assert sorted({*numbers, *coming}) == list(range(max(numbers) + 1))
+    assert sorted(set(numbers)) == list(range(max(numbers) + 1))
     assert len(numbers) == len(set(numbers))
 
 

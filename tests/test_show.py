@@ -217,6 +217,13 @@ COSTS = pd.DataFrame(
     + [(n, "mine", 7 * n) for n in (256, 1024)],
     columns=["tokens", "mechanism", "flops"],
 )
+TIMES = pd.DataFrame(
+    [(n, m, f(n)) for n in (64, 256, 1024) for m, f in {"softmax": lambda n: n * n}.items()]
+    + [(n, "naive softmax", 4.0 * n * n) for n in (64, 256)]
+    + [(n, "nystrom m 64", 300.0 * n) for n in (256, 1024)]
+    + [(n, "nystrom m 256", 900.0 * n) for n in (1024,)],
+    columns=["tokens", "mechanism", "ours_ms"],
+)
 RECORDS = pd.DataFrame([record(name, top1=30.0 + i) for i, name in enumerate(systems())])
 SEEDS = pd.DataFrame([record(name, s, 40.0 + s) for name in ("ViT", "ViN") for s in range(3)])
 PARTLY = pd.DataFrame([record("ViT", status="stale"), missing("ViN")])
@@ -243,6 +250,10 @@ PLOTS = {
     "tradeoff of FLOPs": lambda save: show.tradeoff(SEEDS, "flops", save=save),
     "tradeoff, none": lambda save: show.tradeoff(NONE, save=save),
     "cost": lambda save: show.cost(COSTS, save=save),
+    "cost in time": lambda save: show.cost(
+        TIMES, save, quantity="ours_ms", against="naive softmax"
+    ),
+    "cost, none": lambda save: show.cost(TIMES[:0], save, quantity="ours_ms"),
 }
 
 
@@ -282,6 +293,19 @@ def test_a_plot_is_displayed_once_and_only_in_a_notebook(shown, monkeypatch):
 def test_only_png(tmp_path):
     with pytest.raises(BadInput, match=r"\.png"):
         show.cost(COSTS, save=tmp_path / "cost.svg")
+
+
+def test_variants_of_a_mechanism_are_told_apart(monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    show.cost(TIMES, quantity="ours_ms")
+    lines = [line for line in figures[0].axes[0].get_lines() if line.get_linestyle() != "None"]
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 4
+    assert {style for tint, style in looks if tint == show.PALETTE["softmax"]} == {"-", "--"}
+    assert figures[0].axes[0].get_ylabel() == "time (ms)"
+    with pytest.raises(BadInput, match="quantity"):
+        show.cost(TIMES, quantity="euros")
 
 
 def test_captions_tell_seeds_and_staleness():
@@ -369,3 +393,24 @@ def test_gap_says_what_the_seeds_resolve(capsys):
 def test_verdict(answer, right, said, capsys):
     show.verdict(answer, right)
     assert capsys.readouterr().out == f"{said}\n"
+
+
+def test_where_a_line_is_cheaper_is_said():
+    n = np.array([64.0, 256, 1024, 4096])
+    square, line = pd.Series(n**2, n), pd.Series(400 * n, n)
+    assert show.cheaper(line, square) == "400 to 4,096"
+    assert show.cheaper(square, line) == "64 to 400"
+    assert show.cheaper(line[2:], square) == "1,024 to 4,096"
+    assert show.cheaper(square[2:], line) == "nowhere to 4,096"
+    assert show.cheaper(square, square) == "nowhere to 4,096"
+    assert show.cheaper(pd.Series([1.0, 9, 1, 1], n), pd.Series([2.0] * 4, n)) == (
+        "64 to 99 and 661 to 4,096"
+    )
+    assert show.cheaper(line[:0], square) == "not measured"
+
+
+def test_variants_keep_their_mechanisms_colour():
+    assert show._look("nystrom m 64") == ("Nyström m 64", show.PALETTE["nystrom"])
+    assert show._look("naive softmax") == ("naive softmax", show.PALETTE["softmax"])
+    assert show._look("ViL, rank 64") == ("ViL, rank 64", show.PALETTE["linformer"])
+    assert show._look("mine") == ("mine", show.YOURS)

@@ -1,6 +1,7 @@
 """Everything in one go: train what is missing, execute every notebook, say where it all lies."""
 
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -9,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 
-from vixlib import ROOT, experiments, show
+from vixlib import ROOT, experiments, measure, show
 from vixlib.errors import one_of
 from vixlib.experiments import PROFILES, Run
 
@@ -41,7 +43,7 @@ def reproduce(
     """Train `todo`, then execute all notebooks with this profile into build/<profile>/notebooks/.
 
     With `write` the executed notebooks of the default profile replace the committed ones, and
-    README's table is rendered.
+    README's tables are rendered.
     """
     one_of("profile", profile, [DEFAULT] if write else PROFILES)
     began = time.monotonic()
@@ -112,7 +114,7 @@ def _strip(executed: Path, target: Path) -> None:
 
 
 def rendered_readme(text: str) -> str:
-    """README with its table drawn from today's records of the default profile."""
+    """README with its tables drawn from today's records: the default profile's, and benchmarks'."""
     lines = [
         "| system | logged | ours | peak MB | parameters | notebook |",
         "|---|--:|--:|--:|--:|---|",
@@ -124,6 +126,37 @@ def rendered_readme(text: str) -> str:
         for name, row in results.iterrows():
             cells = name, *row[["logged", "ours", "peak MB", "parameters"]], link
             lines.append(f"| {' | '.join(cells)} |")
-    begin, end = "by `make notebooks` -->\n", "<!-- end of results -->"
-    head, rest = text.split(begin)
+    return _between(_between(text, "results", lines), "benchmarks", benchmark_lines())
+
+
+def _between(text: str, name: str, lines: Iterable[str]) -> str:
+    """The text with these lines between the markers of a name."""
+    head, begin, rest = re.split(f"(<!-- {name}: .* -->\n)", text)
+    end = f"<!-- end of {name} -->"
     return "\n".join([head + begin, *lines, "", end]) + rest.split(end)[1]
+
+
+def benchmark_lines() -> list[str]:
+    """README's table of ours beside the fastest package; a dash where nothing was measured."""
+    layers, models, pipeline = (
+        measure.best_peers(measure.benchmark(table, "cpu"))
+        for table in ("layers", "models", "pipeline")
+    )
+    layers = layers[layers["direction"] == "training"]
+    columns = "mechanism or model", "beside", "faster", "at 4,096 tokens", "times less memory"
+    lines = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|"]
+    for rows, label in ((layers, "{}"), (models, "{}, a whole step"), (pipeline, "{}")):
+        for name, own in rows.groupby("mechanism", sort=False):
+            shorter, longer = (own[own["tokens"] == n] for n in (1024, 4096))
+            first = own if rows is not layers else shorter
+            if first.empty:
+                continue
+            ratios = [_times(row, "ratio_median") for row in (first, longer)]
+            what = label.format(show.written(name))
+            cells = what, first["peer"].iloc[0], *ratios, _times(first, "memory")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _times(rows: pd.DataFrame, column: str) -> str:
+    return f"{rows[column].iloc[0]:.2f}" if len(rows) else "–"

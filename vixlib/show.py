@@ -9,6 +9,7 @@ import inspect
 import io
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,11 @@ QUANTITIES = {
     "flops": "FLOPs of an image",
     "parameters": "parameters",
     "seconds_per_epoch": "seconds an epoch",
+}
+COSTS = {  # of a mechanism against tokens
+    "flops": "FLOPs",
+    "ours_ms": "time (ms)",
+    "ours_peak_mb": "peak memory (MB)",
 }
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
@@ -172,6 +178,38 @@ def results(
     names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
     table = _indexed(pd.DataFrame(rows, columns=None if rows else names))
     return table.rename(columns={"logged": "published"} if quantity == "top1_published" else {})
+
+
+@checked
+def measured(
+    rows: pd.DataFrame,
+    value: str = "ratio",
+    index: Sequence[str] = ("mechanism", "peer"),
+    columns: str = "tokens",
+) -> pd.DataFrame:
+    """A value of benchmarks as text, its median with quartiles where it has them."""
+    names = [f"{value}_{part}" for part in ("median", "q25", "q75")]
+    names = names if names[0] in rows else [value]
+    have = rows.dropna(subset=names)
+    text = [
+        f"{first:.2f}" + (f" ({rest[0]:.2f}–{rest[1]:.2f})" if rest else "")
+        for first, *rest in have[names].itertuples(index=False)
+    ]
+    table = have.assign(text=pd.Series(text, have.index, str))
+    return table.pivot_table("text", [*index], columns, "first", sort=False).fillna("")
+
+
+@checked
+def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd.DataFrame:
+    """Over which tokens each mechanism is below those of `against`: a column by their titles."""
+    table = rows.pivot_table(quantity, "tokens", "mechanism", sort=False)
+    table = table.reindex(columns=[*dict.fromkeys([*table, *against])]).sort_index()
+    others = [name for name in table if name not in against]
+    lines = {
+        title: [cheaper(table[name], table[one]) for name in others]
+        for one, title in against.items()
+    }
+    return pd.DataFrame(lines, others)
 
 
 def interval(values: Iterable[float]) -> float:
@@ -453,28 +491,39 @@ def cost(
     costs: pd.DataFrame,
     save: str | Path | None = None,
     caption: str = "the mechanism alone, one image, 2 FLOPs a multiply-add · ring: same as softmax",
+    quantity: str = "flops",
+    against: str = "softmax",
 ) -> None:
-    """FLOPs against tokens for each mechanism, with a ring where one crosses softmax."""
-    for column in ("tokens", "mechanism", "flops"):
+    """A cost against tokens for each mechanism, with a ring where one crosses `against`.
+
+    Of a mechanism's variants, such as "nystrom m 64" and "nystrom m 256", only one is solid.
+    """
+    one_of("quantity", quantity, COSTS)
+    for column in ("tokens", "mechanism", quantity):
         one_of("column", column, costs)
-    table = costs.pivot_table(index="tokens", columns="mechanism", values="flops")
+    if costs.empty:
+        return _nothing(costs, save, "make bench")
+    table = costs.pivot_table(index="tokens", columns="mechanism", values=quantity)
     fig = _figure(4.4, caption)
     ax = fig.subplots()
-    ends, rings = [], []
-    for mechanism, line in table.items():
+    ends, rings, styles = [], [], {}
+    for mechanism in sorted(table, key=lambda name: (_known(name), len(name))):  # k 64 before k 256
         name, tint = _look(mechanism)
-        line = line.dropna()
+        line = table[mechanism].dropna()
         width = 2.6 if mechanism == "softmax" else 1.8
-        ax.plot(line, color=tint, marker="o", ms=4, lw=width)
+        style = styles[tint] = styles.get(tint, -1) + 1
+        look = {"color": tint, "marker": "o", "ms": 4, "ls": ("-", "--", ":")[style % 3]}
+        ax.plot(line, lw=width, **look)
         ends.append((line.index[-1], line.iloc[-1], name, tint))
-        for at in crossings(table.get("softmax", table[mechanism]), table[mechanism]):
+        for at in crossings(table.get(against, table[mechanism]), table[mechanism]):
             ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
             rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
     ticks = table.index[:: math.ceil(len(table) / 8)]
-    ax.set(xlabel="tokens", ylabel="FLOPs", xscale="log", yscale="log")
+    ax.set(xlabel="tokens", ylabel=COSTS[quantity], xscale="log", yscale="log")
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set(major_formatter=EngFormatter(), minor_locator=NullLocator())
+    digits = EngFormatter() if quantity == "flops" else "{x:,.9g}"
+    ax.yaxis.set(major_formatter=digits, minor_locator=NullLocator())
     fig.draw_without_rendering()
     _label_points(ax, rings)
     _label_ends(ax, ends)
@@ -491,6 +540,21 @@ def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
         share = gap[i] / (gap[i] - gap[i + 1])
         found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
     return found
+
+
+def cheaper(line: pd.Series, against: pd.Series) -> str:
+    """Over which x a line lies below another, in words; both have their x as index."""
+    both = pd.DataFrame({"line": line, "against": against}).dropna()
+    if both.empty:
+        return "not measured"
+    line, against = both["line"], both["against"]
+    inner = [float(f"{x:.3g}") for x, _ in crossings(against, line)]
+    edges = [both.index[0], *inner, both.index[-1]]
+    first = 0 if line.iloc[0] < against.iloc[0] else 1
+    ranges = zip(edges[first::2], edges[first + 1 :: 2], strict=False)
+    return (
+        " and ".join(f"{a:,.0f} to {b:,.0f}" for a, b in ranges) or f"nowhere to {edges[-1]:,.0f}"
+    )
 
 
 def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1) -> np.ndarray:
@@ -539,8 +603,10 @@ def _finish(fig: Figure, save: str | Path | None) -> None:
         _display(Image(buffer.getvalue(), width=100 * WIDTH))
 
 
-def _nothing(records: pd.DataFrame, save: str | Path | None) -> None:
-    command = records["command"].iloc[0] if len(records) else "vix reproduce"
+def _nothing(
+    records: pd.DataFrame, save: str | Path | None, command: str = "vix reproduce"
+) -> None:
+    command = records["command"].iloc[0] if len(records) else command
     fig = _figure(2.2, "")
     ax = fig.subplots()
     ax.set(xticks=[], yticks=[])
@@ -588,11 +654,22 @@ def _pixels(batch: Tensor) -> np.ndarray:
 
 def _look(mechanism: str) -> tuple[str, str]:
     """How a mechanism or system is written, and its colour; a reader's own ones share one."""
-    if mechanism in SYSTEMS:
-        return mechanism, color(mechanism)
-    known = mechanism in PALETTE
-    name = NAMES.get(mechanism, mechanism.capitalize() if known else mechanism)
-    return name, PALETTE.get(mechanism, YOURS)
+    known = _known(mechanism)
+    if known in SYSTEMS:
+        return mechanism, color(known)
+    name = NAMES.get(known, known.capitalize() if known in PALETTE else known)
+    return mechanism.replace(known, name), PALETTE.get(known, YOURS)
+
+
+def written(mechanism: str) -> str:
+    """A mechanism or system as figures and tables write it."""
+    return _look(mechanism)[0]
+
+
+def _known(mechanism: str) -> str:
+    """The mechanism or system of a variant, as "nystrom m 64" or "ViL, rank 64"; else itself."""
+    words = re.split(r",? ", mechanism)
+    return next((word for word in words if word in PALETTE or word in SYSTEMS), mechanism)
 
 
 def _ink(color: str) -> tuple[float, ...]:
