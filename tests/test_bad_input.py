@@ -452,7 +452,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[m for _, m in COMMANDS])
 def test_commands(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr("vixlib.__main__.QUEUE", [])  # nothing to reproduce
+    monkeypatch.setattr(experiments, "queue", lambda profile: [])  # nothing to reproduce
     assert main(arguments) == 2
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)

@@ -54,18 +54,24 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
 
 def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
     queue = ["ViT", "ViP-RoPE", "FNet", "LeViN", "CCL", "CvP", "CvN-released", "ResNet-20"]
-    monkeypatch.setattr("vixlib.__main__.QUEUE", queue)
+    monkeypatch.setattr("vixlib.experiments.QUEUE", queue)
+    monkeypatch.setattr("vixlib.experiments.LONGER", ["FNet"])
+    records = len(queue) + 1  # at few tokens, too; equal in epochs, since these are set
     command = ["train", "--queue", "quick", "--workers", "1", *TINY]
     assert main([*command, "--minutes", "0.00001"]) == 0
     assert not list(root.glob("build/quick/records/*"))
     calls = 0
-    while len(list(root.glob("build/quick/records/*.json"))) < len(queue):
+    while len(list(root.glob("build/quick/records/*.json"))) < records:
         assert main([*command, "--minutes", "0.1"]) == 0
         calls += 1
         assert calls < 60
     capsys.readouterr()
     assert main(command) == 0
-    assert capsys.readouterr().out.count("recorded in") == len(queue)
+    assert capsys.readouterr().out.count("recorded in") == records
+    assert (
+        root
+        / "build/quick/records/FNet.digits.fair.seed0.patch_size=4.epochs=1.train_images=128.json"
+    ).exists()
 
 
 def test_predict_reads_an_image(root, tmp_path, capsys):

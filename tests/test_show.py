@@ -229,6 +229,16 @@ SEEDS = pd.DataFrame([record(name, s, 40.0 + s) for name in ("ViT", "ViN") for s
 PARTLY = pd.DataFrame([record("ViT", status="stale"), missing("ViN")])
 NONE = pd.DataFrame([missing("ViT")])
 LOST = pd.DataFrame([record("ViT"), diverged("ViN"), diverged("ViL", epochs=0), missing("ViP")])
+LENGTHS = pd.DataFrame(
+    [
+        record(name, s, 30 + 2 * i + s, tokens=tokens, equal=equal)
+        for name in ("ViT", "ViN")
+        for i, (tokens, equal) in enumerate(
+            [(16, "epochs"), (64, "epochs"), (16, "cost"), (64, "cost")]
+        )
+        for s in range(3)
+    ]
+)
 PICTURE = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
 PLOTS = {
     "images": lambda save: show.images(PICTURE.expand(12, 3, 16, 16), range(12), save=save),
@@ -254,6 +264,19 @@ PLOTS = {
         TIMES, save, quantity="ours_ms", against="naive softmax"
     ),
     "cost, none": lambda save: show.cost(TIMES[:0], save, quantity="ours_ms"),
+    "against": lambda save: show.against(LENGTHS, save=save),
+    "against FLOPs": lambda save: show.against(
+        LENGTHS.assign(training_flops=LENGTHS["tokens"] * 1e9),
+        "training_flops",
+        "top1",
+        "equal",
+        save,
+    ),
+    "against, some diverged": lambda save: show.against(LOST.assign(tokens=64), save=save),
+    "against, none": lambda save: show.against(NONE, save=save),
+    "against, of no records": lambda save: show.against(
+        LENGTHS[["system", "tokens", "flops"]], y="flops", save=save, caption="counted"
+    ),
 }
 
 
@@ -326,6 +349,28 @@ def test_figures_tell_divergence(monkeypatch):
         assert [text.get_text() for text in every.axes[0].texts] == ["diverged: ViL"]
     lines = figures[0].axes[1].get_lines()  # each as far as it went
     assert sorted(len(line.get_xdata()) for line in lines) == [1, 3]
+
+
+def test_a_line_a_system_and_a_style(monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    epochs = LENGTHS.query("equal == 'epochs'")
+    show.against(epochs)
+    show.against(LENGTHS, style="equal")
+    for fig, styles in zip(figures, (1, 2), strict=True):
+        (ax,) = fig.axes
+        lines = [line for line in ax.get_lines() if len(set(line.get_xdata())) > 1]
+        assert len(lines) == 2 * styles
+        assert list(lines[0].get_xdata()) == [16, 64]
+        assert list(lines[0].get_ydata()) == [31, 33]  # the means of three seeds
+        assert [text.get_text() for text in ax.texts] == ["ViT", "ViN"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "64"]
+        assert "· 3 seeds" in fig._supxlabel.get_text()
+    assert figures[1]._supxlabel.get_text().endswith("solid: epochs · dashed: cost")
+    with pytest.raises(BadInput, match="at most 3 values"):
+        show.against(LENGTHS.assign(equal=range(len(LENGTHS))), style="equal")
+    with pytest.raises(BadInput, match="quantity"):
+        show.against(LENGTHS, y="luck")
 
 
 def test_spread_keeps_order_distance_and_bounds():

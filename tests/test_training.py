@@ -22,7 +22,17 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vixlib import data, experiments
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError
-from vixlib.experiments import QUEUE, RECIPES, VOLATILE, Run, load, perform, read, unfinished
+from vixlib.experiments import (
+    PROFILES,
+    QUEUE,
+    RECIPES,
+    VOLATILE,
+    Run,
+    load,
+    perform,
+    read,
+    unfinished,
+)
 from vixlib.layers import Residual
 from vixlib.models.zoo import systems
 from vixlib.train import Checkpoint, TimeUp, compile_blocks, evaluate, fit, learn, write_whole
@@ -538,3 +548,52 @@ def test_a_compiled_run_has_the_record_of_one_that_is_not(record, root, monkeypa
     again = perform(RUN, compiled=True)
     assert (record["compiled"], again["compiled"]) == (False, True)
     assert steady(again) == steady(record)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_longer_sequences(profile):
+    known, few = PROFILES[profile], 64
+    smallest = known.patches[-1]
+    assert known.patches == sorted(known.patches, reverse=True)
+    assert smallest == known.sizes["ViX"]["patch_size"]  # the runs of every other notebook
+    ordinary = experiments.runs(experiments.LONGER, profile)
+    for equal in ("epochs", "cost"):
+        found = experiments.longer(profile, equal=equal)
+        assert [run for run in found if not run.overrides] == ordinary == found[-len(ordinary) :]
+        assert len(set(found)) == len(found)
+        for run in found:
+            s = run.settings
+            assert run.tokens == (known.image_size // s["patch_size"]) ** 2
+            read = run.tokens * s["epochs"], s["epochs"]
+            wanted = ordinary[0].tokens * known.epochs, known.epochs
+            assert read[equal == "epochs"] == wanted[equal == "epochs"]
+        for patch in known.patches:
+            own = [run.system for run in found if run.settings["patch_size"] == patch]
+            tokens = (known.image_size // patch) ** 2 + 1
+            assert own == (["ViT", "FNet"] if tokens < few else experiments.LONGER)
+    assert len(experiments.longer(profile, seeds=2)) == 2 * len(experiments.longer(profile))
+
+
+def test_longer_sequences_are_named_and_queued():
+    ours = [f"ViN.cifar10.fair.seed0{end}" for end in (".patch_size=4", ".patch_size=4.epochs=24")]
+    queue = experiments.queue("laptop")
+    assert queue[: len(QUEUE)] == experiments.runs(QUEUE, "laptop")
+    assert len(set(queue)) == len(queue)
+    both = {run for e in ("epochs", "cost") for run in experiments.longer("laptop", equal=e)}
+    assert set(queue) == {*queue[: len(QUEUE)], *both}
+    assert {run.name for run in queue} >= set(ours)
+    assert "patches" not in queue[-1].settings
+    with pytest.raises(BadInput, match="epochs, cost"):
+        experiments.longer("laptop", equal="time")
+    with pytest.raises(BadInput, match="unknown setting 'patches'"):
+        Run("ViT", "laptop", overrides=(("patches", [4]),))
+
+
+def test_with_few_tokens_all_attentions_are_one_function():
+    """So that one run stands for all: the same weights, whatever the mechanism declares."""
+    images = torch.rand(2, 3, 32, 32)
+    vit = Run("ViT", "laptop", overrides=(("patch_size", 8),)).build()
+    for name in ("ViL", "ViP", "ViN"):
+        other = Run(name, "laptop", overrides=(("patch_size", 8),)).build()
+        assert torch.equal(vit(images), other(images))
+        assert list(vit.state_dict()) == list(other.state_dict())

@@ -12,7 +12,7 @@ import torch
 
 from vixlib import experiments, measure, systems
 from vixlib.errors import BadInput, one_of, whole
-from vixlib.experiments import PROFILES, QUEUE, RECIPES, Run
+from vixlib.experiments import PROFILES, RECIPES, Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,9 +96,13 @@ def _train(options: argparse.Namespace) -> bool:
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
-    names, profile = options.systems or QUEUE, options.queue or options.profile
+    asked = options.recipe, options.seed
     changes = tuple(_change(text) for text in options.changes)
-    wanted = [Run(name, profile, options.recipe, options.seed, changes) for name in names]
+    wanted = [Run(name, options.profile, *asked, changes) for name in options.systems]
+    for run in experiments.queue(options.queue) if options.queue else ():
+        kept = [pair for pair in run.overrides if pair[0] not in dict(changes)]
+        wanted.append(Run(run.system, run.profile, *asked, (*kept, *changes)))
+    wanted = [*dict.fromkeys(wanted)]
     todo = wanted if options.again else experiments.unfinished(wanted)
     for run in wanted:
         if run not in todo:
@@ -140,7 +144,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     one_of("profile", options.profile, ["laptop"] if options.write else PROFILES)
     from vixlib.reproduce import reproduce  # papermill and its needs: an extra
 
-    todo = experiments.unfinished(experiments.runs(QUEUE, options.profile))
+    todo = experiments.unfinished(experiments.queue(options.profile))
     reproduce(
         options.profile,
         todo,

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vixlib import ROOT, data, measure
+from vixlib.attention import FEWEST_TOKENS, Softmax
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError, checked, held, one_of
 from vixlib.layers import FRESH_STD
 from vixlib.models.zoo import build, system
@@ -46,11 +47,14 @@ class Profile:
     dataset: str
     image_size: int
     epochs: int
+    patches: list[int]
     sizes: dict[str, dict]
     train_images: int | None = None
     watch_images: int | None = None
     precision: str = "float32"
 
+
+NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
 
 _profiles = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text())
 PROFILES = {name: Profile(**table) for name, table in _profiles.items()}
@@ -90,6 +94,8 @@ QUEUE = [
     *(name for table in ("cct", "levit", "rope", "hybrid-rope", "cvt") for name in TABLES[table]),
     *(name for table in ("mixers", "yardsticks") for name in TABLES[table]),
 ]
+# one for each way to mix tokens: compared at sequences of growing length
+LONGER = ["ViT", "ViL", "ViP", "ViN", "FNet"]
 
 STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
 
@@ -113,8 +119,9 @@ class Run:
         one_of("recipe", self.recipe, RECIPES)
         held("seed", self.seed, int, 0)
         held("overrides", self.overrides, tuple)
-        kinds = {f.name: f.type for f in (*fields(Profile), *fields(Recipe)) if f.name != "sizes"}
-        kinds = {name: type(value) for name, value in self.sizes.items()} | kinds
+        kinds = {name: type(value) for name, value in self.sizes.items()}
+        kinds |= {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
+        kinds = {name: kind for name, kind in kinds.items() if name not in NO_SETTINGS}
         hashable = {}
         for pair in self.overrides:
             if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
@@ -139,7 +146,7 @@ class Run:
     def settings(self) -> dict:
         """Every field of profile, sizes and recipe, the overrides applied."""
         settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(RECIPES[self.recipe])
-        del settings["sizes"]
+        settings = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
         settings |= dict(self.overrides)
         if settings["batch"] is None:
             settings["batch"] = released_batch(self.system)
@@ -226,6 +233,34 @@ def figures(profile: str) -> Path:
 def runs(names: Iterable[str], profile: str, *, seeds: int = 1, recipe: str = "fair") -> list[Run]:
     """One Run for each system and each of the first `seeds` seeds."""
     return [Run(name, profile, recipe, seed) for name in names for seed in range(seeds)]
+
+
+@checked
+def longer(profile: str, *, equal: str = "epochs", seeds: int = 1) -> list[Run]:
+    """Runs at each patch size of a profile, from short sequences to long ones.
+
+    Equal in "epochs", or in "cost": the fewer tokens an image has, the more epochs, so that all
+    runs read as many tokens. Where all attentions would be softmax, ViT's run is that of all.
+    """
+    p = PROFILES[one_of("profile", profile, PROFILES)]
+    one_of("equal", equal, ("epochs", "cost"))
+    found = []
+    for patch in p.patches:
+        times = (patch // min(p.patches)) ** 2
+        changes = [("patch_size", patch), ("epochs", p.epochs * times)]
+        changes = changes[: 0 if times == 1 else 1 if equal == "epochs" else 2]
+        few = (p.image_size // patch) ** 2 + 1 < FEWEST_TOKENS  # with CLS
+        for name in LONGER:
+            if not few or system(name).mechanism in (Softmax, None):
+                found += [Run(name, profile, "fair", s, tuple(changes)) for s in range(seeds)]
+    return found
+
+
+@checked
+def queue(profile: str) -> list[Run]:
+    """Every run of a profile, once each, what the paper's claims need first."""
+    more = [*longer(profile), *longer(profile, equal="cost")]
+    return [*dict.fromkeys([*runs(QUEUE, profile), *more])]
 
 
 @cache

@@ -30,7 +30,16 @@ COLUMNS = [  # that a table of benchmarks has, measured or not
     *("machine", "cell", "mechanism", "peer", "tokens", "batch", "direction", "note"),
     *("ratio_median", "ratio_q25", "ratio_q75", "ours_ms", "peer_ms"),
     *("ours_peak_mb", "peer_peak_mb", "exponent_median", "exponent_q25", "exponent_q75"),
-    *("microseconds_an_image", "model", "quantity", "budget_gb", "largest", "side", "counted_mb", "measured_mb"),
+    *(
+        "microseconds_an_image",
+        "model",
+        "quantity",
+        "budget_gb",
+        "largest",
+        "side",
+        "counted_mb",
+        "measured_mb",
+    ),
     *("device", "clock", "precision", "compiled", "threads", "allocator", "versions"),
 ]
 

@@ -76,12 +76,16 @@ QUANTITIES = {
     "flops": "FLOPs of an image",
     "parameters": "parameters",
     "seconds_per_epoch": "seconds an epoch",
+    "tokens": "tokens of an image, beside CLS",
+    "training_flops": "FLOPs of the whole training",
+    "mixing": "share of the FLOPs that mix tokens (%)",
 }
 COSTS = {  # of a mechanism against tokens
     "flops": "FLOPs",
     "ours_ms": "time (ms)",
     "ours_peak_mb": "peak memory (MB)",
 }
+LINES = "solid", "dashed", "dotted"  # of what is compared within a figure
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
 ONE_SEED = 3.0  # points that a single seed resolves, by what the spread of several showed
@@ -487,6 +491,57 @@ def tradeoff(
 
 
 @checked
+def against(
+    records: pd.DataFrame,
+    x: str = "tokens",
+    y: str = "top1",
+    style: str | None = None,
+    save: str | Path | None = None,
+    caption: str = "",
+) -> None:
+    """A quantity against another: a line a system, or one for each value of a column `style`.
+
+    `caption` stands where that of records would. Where x is not tokens, markers grow with them.
+    """
+    for quantity in (x, y):
+        one_of("quantity", quantity, QUANTITIES)
+    have = _having(records, x, y)
+    if have.empty:
+        return _nothing(records, save)
+    styles = [*have[one_of("column", style, have)].unique()] if style else []
+    if len(styles) > len(LINES):
+        raise BadInput(f"style: at most {len(LINES)} values, got {len(styles)}")
+    said = [f"{line}: {kind}" for line, kind in zip(LINES, styles, strict=False)]
+    said += ["larger marker: more tokens"] if x != "tokens" else []
+    caption = caption or _of(have, _lost(records))
+    fig = _figure(4.4, "\n".join(filter(None, [caption, " · ".join(said)])))
+    ax, ends = fig.subplots(), {}
+    for (name, tokens), own in have.groupby(["system", "tokens"], sort=False):
+        for at, same in own.groupby(x):
+            tint, far = color(name), math.log2(tokens / have["tokens"].min())
+            ax.plot([at, at], _band(same[y]), color=tint, lw=1.2)
+            size = 6 if x == "tokens" else 4.5 + far
+            ax.plot(at, same[y].mean(), HOSTS[host(name)][0], color=tint, ms=size, mec="white")
+    keys = ["system", *([style] if style else [])]
+    for (name, *kind), own in have.groupby(keys, sort=False):
+        line = own.groupby("tokens")[[x, y]].mean()
+        ls = LINES[styles.index(kind[0]) if kind else 0]
+        ax.plot(line[x], line[y], ls=ls, color=color(name), zorder=1)
+        ends[name] = *line.iloc[-1], name, color(name)
+    ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES[y], xscale="log")
+    ax.xaxis.set_minor_locator(NullLocator())
+    if x == "tokens":
+        ticks = sorted(set(have[x]))
+        ax.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])
+    else:
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter())
+    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    fig.draw_without_rendering()
+    _label_ends(ax, [*ends.values()])
+    _finish(fig, save)
+
+
+@checked
 def cost(
     costs: pd.DataFrame,
     save: str | Path | None = None,
@@ -631,7 +686,7 @@ def _lost(records: pd.DataFrame) -> str:
 
 def _of(records: pd.DataFrame, *more: str) -> str:
     """The caption of records: their profile, dataset, seeds and recipe, and what else is said."""
-    seeds = sorted(set(records.groupby("system").size()))
+    seeds = sorted(set(records.groupby("system")["seed"].nunique()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
     profile, data, recipe = (
         " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
