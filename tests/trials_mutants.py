@@ -19,6 +19,7 @@ TESTS = tuple(  # the quickest first
     f"tests/test_{name}.py"
     for name in (
         "attention",
+        "textbook",
         "layers",
         "maps",
         "models",
@@ -28,7 +29,7 @@ TESTS = tuple(  # the quickest first
         "twins",
     )
 )
-NEEDED = "vixlib", "tests", "figures", "pyproject.toml"
+NEEDED = "vixlib", "benchmarks", "tests", "figures", "pyproject.toml"
 
 
 class Mutant(NamedTuple):
