@@ -107,3 +107,12 @@ def test_mixed_first_or_last_is_the_same_in_half_precision(shared):
     early = list(map(seen, (torch.float32, torch.bfloat16)))
     layer.early = False
     assert all(map(torch.equal, map(seen, (torch.float32, torch.bfloat16)), early))
+
+
+def test_performers_backward_is_in_float32_under_autocast():
+    made = Performer(2, 16, GRIDS["65"], GRIDS["65"])
+    qkv = [torch.randn(2, 2, 65, 16, requires_grad=True) for _ in range(3)]
+    expected = grad(made(*qkv).square().sum(), qkv)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = grad(made(*qkv).square().sum(), qkv)
+    assert all(map(torch.equal, seen, expected))
