@@ -332,6 +332,7 @@ def test_variants_of_a_mechanism_are_told_apart(monkeypatch):
 
 
 def test_captions_tell_seeds_and_staleness():
+    assert "· 3 seeds: mean" in show._of(SEEDS.drop(columns="seed"))
     assert show._of(RECORDS) == "laptop profile · CIFAR-10 · 1 seed · recipe fair"
     assert "· 3 seeds: mean and 95 % interval ·" in show._of(SEEDS)
     assert show._of(PARTLY[:1]).endswith("some stale")

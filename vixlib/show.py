@@ -686,7 +686,8 @@ def _lost(records: pd.DataFrame) -> str:
 
 def _of(records: pd.DataFrame, *more: str) -> str:
     """The caption of records: their profile, dataset, seeds and recipe, and what else is said."""
-    seeds = sorted(set(records.groupby("system")["seed"].nunique()))
+    runs = records.groupby("system")
+    seeds = sorted(set(runs["seed"].nunique() if "seed" in records else runs.size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
     profile, data, recipe = (
         " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
