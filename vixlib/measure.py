@@ -149,7 +149,8 @@ def benchmark(table: str, kind: str | None = None) -> pd.DataFrame:
         row["machine"] = ", ".join(filter(None, parts))
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     frame["memory"] = frame["peer_peak_mb"] / frame["ours_peak_mb"]
-    named = zip(frame["peer"].fillna("-"), frame["versions"].fillna(""), strict=True)
+    text = frame[["peer", "versions"]].astype(object).fillna("-")
+    named = text.itertuples(index=False)
     frame["package"] = pd.Series([peer in versions for peer, versions in named], dtype=bool)
     if kind is not None:
         cuda = one_of("kind", kind, ("cpu", "cuda")) == "cuda"
