@@ -6,6 +6,7 @@ small good notebook, doctored so that this rule and no other must complain.
 
 import ast
 import copy
+import gc
 import json
 import os
 import re
@@ -74,6 +75,13 @@ class Page(NamedTuple):
     def python(self) -> list[tuple[NotebookNode, ast.Module]]:
         """The code cells that are Python alone, parsed."""
         return [(cell, parsed(cell.source)) for cell in self.code if "colab" not in tags(cell)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected():
+    """Sockets that kernels' event loops left open are told of here, not within another test."""
+    yield
+    gc.collect()
 
 
 def tags(cell: NotebookNode) -> list[str]:
