@@ -13,7 +13,6 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import clock, fits, pairs, pipeline
@@ -21,7 +20,7 @@ from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
 from vixlib import data, experiments
 from vixlib.errors import BadInput
 from vixlib.measure import device_name, peak_memory, training_memory
-from vixlib.train import autocast, compile_blocks, learn
+from vixlib.train import autocast, compile_blocks, descend, learn
 
 TOKENS = 64, 256, 1024, 4096, 16384
 LINE = *TOKENS[:3], 2048, 4096, 8192, 16384  # for the growth of time with tokens
@@ -246,9 +245,7 @@ def _model(settings: Settings, contest: Contest, agree: Callable) -> list[dict]:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         with autocast(settings.device, settings.precision):
             scores = model(images)
-        optimizer.zero_grad()
-        F.cross_entropy(scores.float(), labels).backward()
-        optimizer.step()
+        descend(optimizer, scores, labels)
 
     def peak(module: nn.Module, device: torch.device) -> float:
         with autocast(device, settings.precision):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,7 @@ from vixlib.attention import Grid, Mechanism, construct
 from vixlib.data import check_labels
 from vixlib.errors import checked, held, one_of
 from vixlib.models.zoo import build
+from vixlib.train import descend
 
 TABLES = "layers", "models", "pipeline", "scaling", "small", "systems", "fits"  # of the benchmarks
 QUANTITIES = {  # of targets: the column, and whether more is better
@@ -30,17 +30,9 @@ COLUMNS = [  # that a table of benchmarks has, measured or not
     *("machine", "cell", "mechanism", "peer", "tokens", "batch", "direction", "note"),
     *("ratio_median", "ratio_q25", "ratio_q75", "ours_ms", "peer_ms"),
     *("ours_peak_mb", "peer_peak_mb", "exponent_median", "exponent_q25", "exponent_q75"),
-    *(
-        "microseconds_an_image",
-        "model",
-        "quantity",
-        "budget_gb",
-        "largest",
-        "side",
-        "counted_mb",
-        "measured_mb",
-    ),
-    *("device", "clock", "precision", "compiled", "threads", "allocator", "versions"),
+    *("microseconds_an_image", "model", "quantity", "budget_gb", "largest", "side"),
+    *("counted_mb", "measured_mb", "device", "clock", "precision", "compiled", "threads"),
+    *("allocator", "versions"),
 ]
 
 
@@ -95,10 +87,9 @@ def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        scores = model(images).float()
+        scores = model(images)
         check_labels(labels, *scores.shape)  # on a GPU a wrong one ends the process
-        F.cross_entropy(scores, labels).backward()
-        optimizer.step()
+        descend(optimizer, scores, labels)
 
     return peak_memory(step, images.device)
 

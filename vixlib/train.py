@@ -167,11 +167,17 @@ def learn(
     images, labels = data.train_images[chosen], data.train_labels[chosen]
     images = normalise(augment(images) if augmented else images)
     scores = scores_of(model, images, data, precision)
+    loss = descend(optimizer, scores, labels)
+    return loss, (scores.detach().argmax(1) == labels).sum()
+
+
+def descend(optimizer: torch.optim.Optimizer, scores: Tensor, labels: Tensor) -> Tensor:
+    """One step down the cross-entropy of scores (b classes) with their gradients; its mean."""
     loss = F.cross_entropy(scores.float(), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach(), (scores.detach().argmax(1) == labels).sum()
+    return loss.detach()
 
 
 def compile_blocks(model: nn.Module, **options) -> None:
