@@ -783,8 +783,8 @@ def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None
         boxes = [Bbox([spot + way - size / 2, spot + way + size / 2]) for way in ways]
         clashes = [
             box.count_overlaps(drawn)
-            + 9 * box.count_overlaps(texts)
-            + 9 * (not all(frame.contains(*corner) for corner in box.corners()))
+            + 99 * box.count_overlaps(texts)
+            + 99 * (not all(frame.contains(*corner) for corner in box.corners()))
             for box in boxes
         ]
         best = np.argmin(clashes)  # the first of equals is the nearest
