@@ -4,15 +4,17 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
-from vixlib import ROOT, experiments, show, systems
-from vixlib.attention import Grid, Performer
+from vixlib import ROOT, experiments, measure, show, systems
+from vixlib.attention import Grid, Linformer, Nystrom, Performer, Softmax
 from vixlib.errors import BadInput
 from vixlib.models.zoo import SYSTEMS
 
@@ -329,6 +331,29 @@ def test_variants_of_a_mechanism_are_told_apart(monkeypatch):
     assert figures[0].axes[0].get_ylabel() == "time (ms)"
     with pytest.raises(BadInput, match="quantity"):
         show.cost(TIMES, quantity="euros")
+
+
+def test_labels_of_crossings_stay_within_the_axes(monkeypatch):
+    figures = []
+    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    ways = {"softmax": (Softmax, 0), "performer": (Performer, 0)}
+    ways |= {f"linformer k {r}": (partial(Linformer, rank=r), r) for r in (64, 256)}
+    ways |= {f"nystrom m {m}": (partial(Nystrom, landmarks=m), m) for m in (64, 256)}
+    costs = [
+        (n, name, measure.mechanism_flops(way, n))
+        for name, (way, reduced) in ways.items()
+        for n in (2**i for i in range(6, 15))
+        if n > reduced
+    ]
+    show.cost(pd.DataFrame(costs, columns=["tokens", "mechanism", "flops"]))
+    (fig,) = figures
+    fig.draw_without_rendering()  # the last layout, names beside the axes taken into account
+    (ax,) = fig.axes
+    labels = [text for text in ax.texts if text.get_text().endswith("tokens")]
+    assert len(labels) == 5
+    for text in labels:
+        box = Text.get_window_extent(text)
+        assert all(ax.get_window_extent().contains(*corner) for corner in box.corners())
 
 
 def test_captions_tell_seeds_and_staleness():

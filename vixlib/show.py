@@ -580,8 +580,9 @@ def cost(
     digits = EngFormatter() if quantity == "flops" else "{x:,.9g}"
     ax.yaxis.set(major_formatter=digits, minor_locator=NullLocator())
     fig.draw_without_rendering()
-    _label_points(ax, rings)
     _label_ends(ax, ends)
+    fig.draw_without_rendering()  # names beside the axes leave them less room
+    _label_points(ax, rings)
     _finish(fig, save)
 
 
@@ -783,8 +784,8 @@ def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None
         boxes = [Bbox([spot + way - size / 2, spot + way + size / 2]) for way in ways]
         clashes = [
             box.count_overlaps(drawn)
-            + 99 * box.count_overlaps(texts)
-            + 99 * (not all(frame.contains(*corner) for corner in box.corners()))
+            + 9 * box.count_overlaps(texts)
+            + 9 * (not all(frame.contains(*corner) for corner in box.corners()))
             for box in boxes
         ]
         best = np.argmin(clashes)  # the first of equals is the nearest
