@@ -212,9 +212,8 @@ def cheaper_early(mechanism: Mechanism, k: nn.Module, v: nn.Module | None) -> bo
 
 
 def autocasting(x: Tensor) -> bool:
-    """Whether products with x are cast to another precision."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    """Whether products with x are cast to another precision; on the meta device, none is."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def self_attention(
