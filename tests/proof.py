@@ -8,6 +8,7 @@ results. --only takes the beginning of a name (`mutant/`, `kill/ViN`), --list na
 """
 
 import argparse
+import ast
 import datetime
 import hashlib
 import importlib.util
@@ -82,12 +83,12 @@ def trials() -> dict[str, Trial]:
 
 
 def source(trial: Trial) -> str:
-    """A hash of the files that decide a trial, and of its arguments."""
+    """A hash of the code that decides a trial, whatever its comments, and of its arguments."""
     digest = hashlib.sha256(repr(trial.run.args if isinstance(trial.run, partial) else "").encode())
     for name in trial.files:
         path = ROOT / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
+            digest.update(ast.dump(ast.parse(file.read_text())).encode())
     return digest.hexdigest()[:12]
 
 

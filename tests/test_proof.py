@@ -88,3 +88,12 @@ def test_only_and_minutes(elsewhere, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["proof.py", "--only", "kill/"])
     proof.main()
     assert list(proof.load()) == ["kill/a"]
+
+
+def test_a_comment_does_not_ask_for_all_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, "ROOT", tmp_path)
+    trial, seen = Trial(dict, bool, ("file.py",)), []
+    for text in ("x = 1\n", "x  = 1  # why\n", "x = 2\n"):
+        (tmp_path / "file.py").write_text(text)
+        seen.append(proof.source(trial))
+    assert seen[0] == seen[1] != seen[2]

@@ -274,7 +274,7 @@ def beside_ones(v: Tensor) -> Tensor:
 
 def uncast(x: Tensor) -> AbstractContextManager:
     """Autocast switched off where x is; for the meta device there is none."""
-    # not torch.amp.is_autocast_available: torch before 2.13 cannot compile it
+    # not torch.amp.is_autocast_available: torch up to 2.11 cannot compile it
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
