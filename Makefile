@@ -1,4 +1,5 @@
 # make reproduce   train every system on digits and execute every notebook, under build/quick/
+# make check       what one runs between two edits: a minute
 # make test        what every change must pass
 # make proof       what is too long for that: goes on from where it stopped, draws tests/README.md
 # make lab         JupyterLab on the notebooks
@@ -9,21 +10,30 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CHECKED := $(addprefix tests/test_, $(addsuffix .py, attention textbook layers models wings \
+	data bad_input claims maps paper_csv setup)) tests/test_notebooks.py::test_house_rules
 export OMP_NUM_THREADS ?= 1
 # fewer returns of memory to the system: about an eighth of training time on a CPU
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 
-.PHONY: reproduce test proof lab notebooks bench
+.PHONY: reproduce style check test proof lab notebooks bench
 
 reproduce: .venv/installed
 	$(BIN)/vix reproduce --profile quick
 
-test: .venv/installed
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout 600 notebooks/*.ipynb
+
+check: style
+	$(BIN)/pytest -n 2 $(CHECKED)
+
+# two processes: each notebook's cells stay together, tests go wherever there is room
+test: style
+	$(BIN)/pytest -n 2 --dist worksteal tests
+	$(BIN)/pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout 600 \
+		notebooks/*.ipynb
 
 proof: .venv/installed
 	$(BIN)/python tests/proof.py

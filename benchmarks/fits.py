@@ -11,10 +11,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import plain
 from benchmarks.pairs import DEPTH, DIM
-from vixlib import build
-from vixlib.attention import Linformer, Nystrom
+from vixlib import attention, build
+from vixlib.fused import Linformer, Nystrom
 from vixlib.measure import peak_memory
 from vixlib.train import autocast, descend
 
@@ -25,7 +24,7 @@ LINE = 8, (8, 16, 32, 64, 128)  # batch and sides of memory against tokens
 _vit = partial(build, "ViT", dim=DIM, depth=DEPTH)
 _rank = partial(Linformer, rank=64, shared=True, kv_heads=1)  # ViL, but for the rank
 MODELS = {  # a name says its host and, after a comma, what is not that of `build`
-    "ViT, naive softmax": partial(_vit, attention=plain.PlainSoftmax),
+    "ViT, naive softmax": partial(_vit, attention=attention.Softmax),
     "ViT": _vit,
     "ViL": partial(_vit, attention="linformer"),
     "ViL, rank 64": partial(_vit, attention=_rank),
@@ -74,9 +73,9 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(2):
         with autocast(device, precision):
-            scores = model(images)
-        descend(optimizer, scores, labels)
-        del scores  # or the next step's activations would lie beside it
+            logits = model(images)
+        descend(optimizer, logits, labels)
+        del logits  # or the next step's activations would lie beside it
 
 
 def counted(*step) -> float:

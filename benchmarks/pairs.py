@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plain
-from vixlib import build
-from vixlib.attention import Grid, Linformer, Mechanism, Nystrom, Performer, Softmax
-from vixlib.layers import Fourier, self_attention
+from vixlib import attention, build, layers, self_attention
+from vixlib.attention import Grid, Mechanism
+from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
 
 DIM, HEADS, WIDTH, DEPTH, HIDDEN = 128, 4, 32, 4, 256
 TOLERANCE = 1e-9  # of the largest entry, in float64
@@ -118,7 +117,7 @@ def pour(ours: nn.Module, weights: Weights) -> None:
 
 
 def layer(mechanism: Callable[..., Mechanism], tokens: int, **options) -> nn.Module:
-    if mechanism in (Fourier, plain.PlainFourier):
+    if mechanism in (Fourier, layers.Fourier):
         return mechanism(DIM, Grid(1, tokens))
     mechanism = partial(mechanism, **options)
     return self_attention(DIM, Grid(1, tokens), mechanism=mechanism, dim_head=WIDTH)
@@ -145,9 +144,9 @@ def of_timm(peer: nn.Module, of: Of, grid: Grid) -> Weights:
 
 
 def of_linformer(peer: nn.Module, of: Of, grid: Grid) -> Weights:
-    extra, image = of(peer.proj_k).T.split([grid.extra, grid.rows * grid.columns], 1)
+    prefix, image = of(peer.proj_k).T.split([grid.prefix_tokens, grid.rows * grid.columns], 1)
     named = {"q": peer.to_q, "k": peer.to_k, "v": getattr(peer, "to_v", None), "out": peer.to_out}
-    weights = {"mechanism.projection": image, "mechanism.projection_extra": extra}
+    weights = {"mechanism.projection": image, "mechanism.projection_prefix": prefix}
     for name, module in named.items():
         weights |= {} if module is None else linear(name, module, of)
     return weights
@@ -223,7 +222,7 @@ def fourier(tokens: int) -> nn.Module:
 FUSED = Peer(
     "fused softmax", partial(layer, Softmax), note="another mechanism: where ours crosses it"
 )
-NAIVE = Peer("naive form", partial(layer, plain.PlainSoftmax), same, most=4096)
+NAIVE = Peer("naive form", partial(layer, attention.Softmax), same, most=4096)
 BATCH_WIDE = {"batch_wide": True}
 CONSTANT = "the peer adds 1e-4 to its features and has one scale for all"
 ONE_SCALE = "the peer scales the pseudo-inverse by maxima over batch and heads; equal if ours does"
@@ -275,24 +274,24 @@ LAYERS = (
         "fourier",
         Fourier,
         Peer("vision-xformer", fourier, nothing, "vision-xformer", "two transforms in a row"),
-        _plain(plain.PlainFourier)._replace(name="one fftn"),
+        _plain(layers.Fourier)._replace(name="one fftn"),
         FUSED,
     ),
 )
 # with a landmark or mixture for each 16 tokens, as every model has them
 SMALL = (
-    _contest("softmax", Softmax, _plain(plain.PlainSoftmax)),
-    _contest("linformer", Linformer, _plain(plain.PlainLinformer)),
-    _contest("performer", Performer, _plain(plain.PlainPerformer)),
-    _contest("nystrom", Nystrom, _plain(plain.PlainNystrom)),
-    _contest("fourier", Fourier, _plain(plain.PlainFourier)),
+    _contest("softmax", Softmax, _plain(attention.Softmax)),
+    _contest("linformer", Linformer, _plain(attention.Linformer)),
+    _contest("performer", Performer, _plain(attention.Performer)),
+    _contest("nystrom", Nystrom, _plain(attention.Nystrom)),
+    _contest("fourier", Fourier, _plain(layers.Fourier)),
 )
 
 # --- models --------------------------------------------------------------------------------------
 
 
 def grid_of(size: Size) -> Grid:
-    return Grid(1, size) if isinstance(size, int) else Grid(*size, extra=1)
+    return Grid(1, size) if isinstance(size, int) else Grid(*size, prefix_tokens=1)
 
 
 def vit_pytorch(size: Size) -> nn.Module:
@@ -326,7 +325,7 @@ def of_host(
         head = peer.mlp_head
     positions = of(peer.pos_embedding).reshape(-1, DIM)
     weights = linear("embedding", peer.to_patch_embedding[2], of)
-    weights |= {"cls": of(peer.cls_token).reshape(1, DIM), "positions.extra": positions[:1]}
+    weights |= {"cls": of(peer.cls_token).reshape(1, DIM), "positions.prefix": positions[:1]}
     weights |= {"positions.table": positions[1:].T.unflatten(1, grid[:2])}
     for i, (norm, mixer, second_norm, widen, narrow) in enumerate(blocks):
         mixing, channels = f"blocks.{2 * i}", f"blocks.{2 * i + 1}"

@@ -6,21 +6,21 @@ import json
 import re
 from pathlib import Path
 
-from vixlib.train import write_whole
+from vixlib.paths import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "benchmarks" / "records"
-MEASURED = "benchmarks/clock.py", "benchmarks/pairs.py", "benchmarks/plain.py"
-LAYERS = "vixlib/attention.py", "vixlib/layers.py"
+MEASURED = "benchmarks/clock.py", "benchmarks/pairs.py"
+LAYERS = "vixlib/attention.py", "vixlib/fused.py", "vixlib/layers.py"
 EVERY = sorted(f"vixlib/models/{path.name}" for path in (ROOT / "vixlib/models").glob("*.py"))
-HOSTS = "vixlib/models/host.py", "vixlib/models/vix.py"
+HOSTS = "vixlib/systems.py", "vixlib/models/host.py", "vixlib/models/vix.py"
 SOURCES = {  # what a table's numbers come from
     "layers": LAYERS,
     "small": LAYERS,
     "scaling": LAYERS,
     "models": (*LAYERS, *HOSTS),
     "pipeline": ("vixlib/data.py", "benchmarks/pipeline.py"),
-    "systems": (*LAYERS, *EVERY, "vixlib/data.py", "vixlib/train.py"),
+    "systems": (*LAYERS, "vixlib/systems.py", *EVERY, "vixlib/data.py", "vixlib/train.py"),
     "fits": (*LAYERS, *HOSTS, "benchmarks/fits.py"),
 }
 # what makes a row another row of the same cell
@@ -56,4 +56,4 @@ def replace(file: Path, rows: list[dict]) -> None:
     key = [rows[0][name] for name in SAME]
     kept = [row for row in read(file) if [row[name] for name in SAME] != key]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in [*kept, *rows])
-    write_whole(file, lambda path: path.write_text(f"[\n{lines}\n]\n"))
+    atomic_write(file, lambda path: path.write_text(f"[\n{lines}\n]\n"))

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from benchmarks import clock, fits, pairs, pipeline
 from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
-from vixlib import data, experiments
+from vixlib import data
 from vixlib.errors import BadInput
 from vixlib.measure import device_name, peak_memory, training_memory
+from vixlib.paper.runs import Run
+from vixlib.systems import TABLES as RESULTS
 from vixlib.train import autocast, compile_blocks, descend, learn
 
 TOKENS = 64, 256, 1024, 4096, 16384
@@ -110,7 +112,8 @@ def scaling(settings: Settings) -> Iterator[Cell]:
 
 def every_system(settings: Settings) -> Iterator[Cell]:
     """A training step of each system at the paper's size: 128 images on a GPU, 8 on a CPU."""
-    for name in experiments.QUEUE[::13] if settings.quick else experiments.QUEUE:
+    names = [name for table in RESULTS.values() for name in table]
+    for name in names[::13] if settings.quick else names:
         yield Cell(name, partial(_system, settings, name))
 
 
@@ -244,8 +247,8 @@ def _model(settings: Settings, contest: Contest, agree: Callable) -> list[dict]:
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         with autocast(settings.device, settings.precision):
-            scores = model(images)
-        descend(optimizer, scores, labels)
+            logits = model(images)
+        descend(optimizer, logits, labels)
 
     def peak(module: nn.Module, device: torch.device) -> float:
         with autocast(device, settings.precision):
@@ -265,7 +268,7 @@ def _model(settings: Settings, contest: Contest, agree: Callable) -> list[dict]:
 def _system(settings: Settings, name: str) -> list[dict]:
     """The step that `vix train` takes, images cropped and flipped, blocks compiled if anything."""
     profile = "quick" if settings.quick else "paper"
-    run, on_gpu = experiments.Run(name, profile), settings.device.type == "cuda"
+    run, on_gpu = Run(name, profile), settings.device.type == "cuda"
     batch = 128 if on_gpu else 8
     model = run.build().to(settings.device).train()
     if settings.compiled:
@@ -274,7 +277,7 @@ def _system(settings: Settings, name: str) -> list[dict]:
     with settings.device:
         pixels = torch.randint(256, (batch, 3, *model.size), dtype=torch.uint8)
         labels, chosen = torch.randint(10, (batch,)), torch.arange(batch)
-    few = data.Dataset(pixels, labels, pixels, labels, data.CLASSES["cifar10"], "noise")
+    few = data.Dataset(pixels, labels, pixels, labels, data.SOURCES["cifar10"].classes, "noise")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     call = partial(learn, model, optimizer, few, chosen, True, settings.precision)
     rounds = settings.rounds or (20 if on_gpu else 2 if settings.quick else 3)

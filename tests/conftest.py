@@ -18,10 +18,6 @@ def _seed():
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty project to write records, checkpoints and figures into."""
-    from vixlib import experiments
-
-    experiments.published()  # from the real project
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     return tmp_path

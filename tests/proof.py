@@ -28,13 +28,14 @@ import trials_host
 import trials_mutants
 import trials_precision
 
-from vixlib import systems
-from vixlib.train import write_whole
+from vixlib import list_systems
+from vixlib.paths import atomic_write
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS, PAGE = HERE / "proof.json", HERE / "README.md"
-MATHS = "vixlib/attention.py", "vixlib/layers.py", "vixlib/maps.py", "vixlib/models"
+MATHS = tuple(f"vixlib/{name}.py" for name in ("attention", "fused", "layers", "maps", "systems"))
+MATHS += ("vixlib/models",)
 LARGE = 4096, 16384
 
 
@@ -57,9 +58,9 @@ def trials() -> dict[str, Trial]:
                 run = partial(p.mechanism_trials, mechanism, form, tokens, heads=1)
                 found[f"precision/{tokens}/{mechanism}/{form}"] = Trial(run, p.all_hold, files)
     found["ends/performer"] = Trial(p.performer_ends, p.performer_holds, files)
-    for name in systems():
+    for name in list_systems():
         found[f"half/{name}"] = Trial(partial(p.system_trials, name), p.all_systems_hold, files)
-    for name in systems():
+    for name in list_systems():
         found[f"alone/{name}"] = Trial(
             partial(h.alone_trial, name), h.alone_holds, (*MATHS, "tests/trials_host.py")
         )
@@ -71,7 +72,7 @@ def trials() -> dict[str, Trial]:
     if importlib.util.find_spec("trials_export"):
         import trials_export as e
 
-        for name in systems():
+        for name in list_systems():
             files = (*MATHS, "tests/trials_export.py", "tests/small.py")
             run = partial(e.compile_trial, name, "inductor")
             found[f"inductor/{name}"] = Trial(run, e.compile_holds, files)
@@ -130,11 +131,17 @@ def load() -> dict[str, dict]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
+def one_a_line(results: dict[str, dict]) -> str:
+    """JSON, a trial a line, so that a change of one is a change of one line."""
+    told = (json.dumps({name: r}, ensure_ascii=False)[1:-1] for name, r in results.items())
+    return "{\n" + ",\n".join(told) + "\n}\n"
+
+
 def save(results: dict[str, dict], order: dict[str, Trial]) -> None:
     kept = {name: results[name] for name in order if name in results}
-    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    write_whole(RESULTS, lambda path: path.write_text(text))
-    write_whole(PAGE, lambda path: path.write_text(page(kept)))
+    text = one_a_line(kept)
+    atomic_write(RESULTS, lambda path: path.write_text(text))
+    atomic_write(PAGE, lambda path: path.write_text(page(kept)))
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -198,6 +205,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
     parser.add_argument("--list", action="store_true", help="name what would be run")
     options = parser.parse_args()
+    if wrong := trials_mutants.misplaced():
+        print("mutants.toml must follow the library first:", *wrong, sep="\n", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     deadline = time.monotonic() + 60 * options.minutes
     order, results = trials(), load()

@@ -4,23 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from vixlib import build
-from vixlib.models.zoo import SYSTEMS
+from vixlib.paper.runs import Run
+from vixlib.systems import SYSTEMS
 
-SMALL = {"image_size": 16, "patch_size": 2, "dim": 64, "depth": 2}  # of a ViX
-HOSTS = {  # of the others: what brings 16 x 16 pixels to 64 tokens
-    "LeVi{}": {"stem": (2, 1, 1), "widths": (32, 48, 64), "heads": (1, 2, 2), "depths": (1, 1, 1)},
-    "CC{}": {"stem": (2, 1, 1), "dim": 64, "depth": 2},
-    "Cv{}": {"strides": (2, 1, 1), "widths": (32, 32, 64), "heads": (1, 1, 2)},
-    "Cv{}-released": {"strides": (2, 1, 1), "widths": (32,) * 3, "heads": (1,) * 3},
+CHANGES = {  # of the profile quick, by host: two heads, a mechanism in the last stage, less to do
+    "ViX": {"dim": 64},
+    "CCX": {"dim": 64},
+    "CvX": {"strides": (2, 1, 1)},
     "ResNet": {"widths": (4, 8, 16)},
-    "ConvMixer": {"dim": 32, "depth": 2},
+    "ConvMixer": {"depth": 2},
 }
 
 
 def sizes_of(name: str) -> dict:
-    """The keywords that make a system small."""
-    sizes = HOSTS.get(SYSTEMS[name].family)
-    return SMALL if sizes is None else {"image_size": 16, **sizes}
+    """The keywords that make a system small: those of the profile quick, with a few changes."""
+    sizes = Run(name, "quick").sizes | CHANGES.get(SYSTEMS[name].family.host.__name__, {})
+    lists = {key: tuple(value) for key, value in sizes.items() if isinstance(value, list)}
+    return {"image_size": 16, **{k: v for k, v in (sizes | lists).items() if k != "epochs"}}
+
+
+SMALL = sizes_of("ViT")  # of a ViX
 
 
 def small(name: str, **changes) -> nn.Module:

@@ -12,23 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from vixlib import build, claims, data, experiments, measure, show
+from vixlib import build, data, list_systems, measure
 from vixlib.__main__ import main
-from vixlib.attention import (
-    Grid,
-    Linformer,
-    Nystrom,
-    Performer,
-    Softmax,
-    attend,
-    attention_map,
-)
+from vixlib.attention import Grid, attention_map
 from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput, checked
-from vixlib.experiments import Run, runs
+from vixlib.fused import Linformer, Nystrom, Performer, Softmax
 from vixlib.layers import Residual, Rotary
 from vixlib.maps import attention_maps
-from vixlib.models.zoo import systems
+from vixlib.models.host import mechanism_for
+from vixlib.paper import claims, figures, notebook, records, tables, training
+from vixlib.paper.records import files
+from vixlib.paper.runs import Run, runs
 from vixlib.train import evaluate, fit
 
 GRID, QUERY = Grid(8, 8, 1), torch.zeros(1, 2, 65, 16)
@@ -76,7 +71,7 @@ MODELS = [
     (lambda: vit(mlp_ratio=1.5), TypeError, r"mlp_ratio: expected a whole number, got 1\.5"),
     (lambda: vit(mlp_ratio=-1), BadInput, r"mlp_ratio: expected at least 1, got -1"),
     (lambda: vit(rotary="yes"), TypeError, r"rotary: expected bool, got 'yes'"),
-    (lambda: vit(classes=True), TypeError, r"classes: expected a whole number, got True"),
+    (lambda: vit(num_classes=True), TypeError, r"num_classes: expected a whole number, got True"),
     (lambda: vit(attention=5), TypeError, r"mechanism: expected Callable, got 5"),
     (lambda: vit(attention=nn.Linear), TypeError, r"mechanism: expected Mechanism, got <class"),
     (
@@ -94,9 +89,17 @@ MODELS = [
     (lambda: levit(heads=[1, 1.5, 2]), TypeError, r"heads: expected a whole number, got 1\.5"),
     (lambda: levit(depths=2), TypeError, r"depths: expected Sequence, got 2"),
     (lambda: cct(pool=0), BadInput, r"pool: expected at least 1, got 0"),
-    (lambda: cct(drop=math.nan), BadInput, r"drop: expected at least 0 and less than inf, got nan"),
-    (lambda: cct(drop=1.0), BadInput, r"drop: expected at least 0 and less than 1, got 1\.0"),
-    (lambda: Residual(drop="a"), TypeError, r"drop: expected a number, got 'a'"),
+    (
+        lambda: cct(drop_path=math.nan),
+        BadInput,
+        r"drop_path: expected at least 0 and less than inf, got nan",
+    ),
+    (
+        lambda: cct(drop_path=1.0),
+        BadInput,
+        r"drop_path: expected at least 0 and less than 1, got 1\.0",
+    ),
+    (lambda: Residual(drop_path="a"), TypeError, r"drop_path: expected a number, got 'a'"),
     (lambda: cct(depth=0), BadInput, r"depth: expected at least 1, got 0"),
     (lambda: cvt(heads=[1, 2]), BadInput, r"3 strides, 3 kernels, 3 widths, 2 heads, 3 depths"),
     (lambda: cvt(heads=[3, 3, 4]), BadInput, r"widths: expected a multiple of 3 heads, got 64"),
@@ -155,7 +158,11 @@ MODELS = [
         BadInput,
         r"Nystrom: expected .* v \(2, 2, 65, 16\)",
     ),
-    (lambda: attend("nystrom", 2, 16, GRID, GRID), TypeError, r"expected Callable, got 'nystrom'"),
+    (
+        lambda: mechanism_for("nystrom", 2, 16, GRID, GRID),
+        TypeError,
+        r"expected Callable, got 'nystrom'",
+    ),
     (
         lambda: attention_map("softmax", QUERY, QUERY),
         TypeError,
@@ -179,9 +186,9 @@ def test_models(case):
 
 
 def test_what_makes_no_mechanism_does_not_hold():
-    table = check_mechanism(lambda *arguments: None)
-    assert not table["holds"].any()
-    assert set(table["seen"]) == {"BadType: mechanism: expected Mechanism, got None"}
+    rows = check_mechanism(lambda *arguments: None)
+    assert not any(row.holds for row in rows)
+    assert {row.seen for row in rows} == {"BadType: mechanism: expected Mechanism, got None"}
 
 
 # ---- data ----
@@ -236,7 +243,7 @@ def test_data(case):
 # ---- training and measuring ----
 
 MODEL = build("ViT", image_size=8, patch_size=2, dim=32, depth=1)
-FEW = build("ViT", image_size=8, patch_size=2, dim=32, depth=1, classes=5)
+FEW = build("ViT", image_size=8, patch_size=2, dim=32, depth=1, num_classes=5)
 FLOATS = torch.zeros(3, 3, 8, 8)
 train = partial(fit, MODEL, DIGITS, epochs=1)
 memory = partial(measure.training_memory, MODEL, FLOATS)
@@ -265,8 +272,8 @@ TRAINING = [
     (lambda: train(checkpoint="a.pt"), TypeError, r"checkpoint: expected Checkpoint, got 'a\.pt'"),
     (lambda: train(deadline=None), TypeError, r"deadline: expected a number, got None"),
     (lambda: train(report=5), TypeError, r"report: expected Callable, got 5"),
-    (lambda: fit(FEW, DIGITS, epochs=1), BadInput, r"expected scores \(30, 10\), got \(30, 5\)"),
-    (lambda: evaluate(FEW, DIGITS), BadInput, r"model: expected scores \(10, 10\), got \(10, 5\)"),
+    (lambda: fit(FEW, DIGITS, epochs=1), BadInput, r"expected logits \(30, 10\), got \(30, 5\)"),
+    (lambda: evaluate(FEW, DIGITS), BadInput, r"model: expected logits \(10, 10\), got \(10, 5\)"),
     (lambda: evaluate(len, DIGITS), TypeError, r"model: expected Module, got <built-in"),
     (lambda: evaluate(MODEL, DIGITS, "5"), TypeError, r"first: expected a whole number, got '5'"),
     (lambda: measure.parameters("ViT"), TypeError, r"model: expected Module, got 'ViT'"),
@@ -278,8 +285,8 @@ TRAINING = [
         BadInput,
         r"heads: expected at least 1",
     ),
-    (lambda: measure.sizes("ViT"), TypeError, r"names: expected Iterable, got 'ViT'"),
-    (lambda: measure.sizes(["ViM"]), BadInput, r"unknown system 'ViM'"),
+    (lambda: tables.sizes("ViT"), TypeError, r"names: expected Iterable, got 'ViT'"),
+    (lambda: tables.sizes(["ViM"]), BadInput, r"unknown system 'ViM'"),
     (lambda: memory([1, 2, 3]), TypeError, r"labels: expected Tensor, got \[1, 2, 3\]"),
     (lambda: memory(torch.tensor([1, 2, 10])), BadInput, r"labels: expected 0 to 9, got 1 to 10"),
     (lambda: memory(torch.tensor([1, 2])), BadInput, r"labels: expected \(3,\) of .*got \(2,\)"),
@@ -299,7 +306,7 @@ def run(*overrides, system="ViT", **options):
 
 
 RUN = run(("epochs", 1), ("train_images", 30), system="FNet")
-perform = partial(experiments.perform, RUN)
+perform = partial(training.perform, RUN)
 
 RUNS = [
     (lambda: Run(5, "quick"), TypeError, r"system: expected a name, got 5"),
@@ -325,7 +332,7 @@ RUNS = [
     ),
     (lambda: run(("train_images", 0)), BadInput, r"train_images: expected at least 1, got 0"),
     (
-        lambda: experiments.perform(run(("train_images", 9999))),
+        lambda: training.perform(run(("train_images", 9999))),
         BadInput,
         r"train: expected at most 1437 images, got 9999",
     ),
@@ -342,15 +349,15 @@ RUNS = [
         BadInput,
         r"option of runs 'seed' \(did you mean seeds",
     ),
-    (lambda: experiments.load("ViT"), TypeError, r"run: expected Run, got 'ViT'"),
-    (lambda: experiments.read(["ViT"]), TypeError, r"run: expected Run, got 'ViT'"),
-    (lambda: experiments.read([RUN], train=1), TypeError, r"train: expected bool, got 1"),
-    (lambda: experiments.perform_all(["ViT"]), TypeError, r"wanted: expected Run, got 'ViT'"),
-    (lambda: experiments.perform_all([RUN], workers=0), BadInput, r"workers: expected at least 1"),
-    (lambda: experiments.trained("ViT"), TypeError, r"run: expected Run, got 'ViT'"),
-    (lambda: experiments.predict(RUN, 5), TypeError, r"image: expected str or Path, got 5"),
-    (lambda: experiments.predict(RUN, "x.png", 0), BadInput, r"top: expected at least 1, got 0"),
-    (lambda: experiments.records_folder("fast"), BadInput, r"unknown profile 'fast'; legal: quick"),
+    (lambda: records.load("ViT"), TypeError, r"run: expected Run, got 'ViT'"),
+    (lambda: training.read(["ViT"]), TypeError, r"run: expected Run, got 'ViT'"),
+    (lambda: training.read([RUN], train=1), TypeError, r"train: expected bool, got 1"),
+    (lambda: training.perform_all(["ViT"]), TypeError, r"wanted: expected Run, got 'ViT'"),
+    (lambda: training.perform_all([RUN], workers=0), BadInput, r"workers: expected at least 1"),
+    (lambda: training.trained("ViT"), TypeError, r"run: expected Run, got 'ViT'"),
+    (lambda: training.predict(RUN, 5), TypeError, r"image: expected str or Path, got 5"),
+    (lambda: training.predict(RUN, "x.png", 0), BadInput, r"top: expected at least 1, got 0"),
+    (lambda: records.records_folder("fast"), BadInput, r"unknown profile 'fast'; legal: quick"),
     (lambda: perform(device="meta"), BadInput, r"device 'meta': "),
     (lambda: perform(device=0), TypeError, r"device: expected str, got 0"),
     (lambda: perform(deadline=math.nan), BadInput, r"deadline: expected at least 0 .*, got nan"),
@@ -372,42 +379,46 @@ def test_a_whole_learning_rate_is_the_same_run():
 RECORDS = pd.DataFrame([{"system": "ViT", "top1": 40.0}])
 OTHERS = pd.DataFrame([{"name": "ViT"}])
 MAPS, PICTURE = {"softmax": torch.rand(17, 17)}, BYTES[0]
-look_from = partial(show.attention_maps, MAPS, Grid(4, 4, 1))
+look_from = partial(figures.attention_maps, MAPS, Grid(4, 4, 1))
 
 SHOW = [
-    (lambda: show.plan("ViT"), TypeError, r"runs: expected Iterable, got 'ViT'"),
-    (lambda: show.results([RUN]), TypeError, r"records: expected DataFrame, got \[Run\("),
-    (lambda: show.results(OTHERS), BadInput, r"unknown column 'system'; legal: name"),
+    (lambda: tables.plan("ViT"), TypeError, r"runs: expected Iterable, got 'ViT'"),
+    (lambda: tables.results([RUN]), TypeError, r"records: expected DataFrame, got \[Run\("),
+    (lambda: tables.results(OTHERS), BadInput, r"unknown column 'system'; legal: name"),
     (
-        lambda: show.results(RECORDS, "top9"),
+        lambda: tables.results(RECORDS, "top9"),
         BadInput,
         r"unknown quantity 'top9'; legal: .*top1_best",
     ),
-    (lambda: show.gap(RECORDS, "ViT", "ViM"), BadInput, r"unknown system 'ViM'"),
-    (lambda: show.curves(None), TypeError, r"records: expected DataFrame, got None"),
+    (lambda: notebook.gap(RECORDS, "ViT", "ViM"), BadInput, r"unknown system 'ViM'"),
+    (lambda: figures.curves(None), TypeError, r"records: expected DataFrame, got None"),
     (
-        lambda: show.curves(RECORDS, "top9"),
+        lambda: figures.curves(RECORDS, "top9"),
         BadInput,
         r"unknown quantity 'top9' \(did you mean top1",
     ),
-    (lambda: show.curves(OTHERS), BadInput, r"unknown column 'system'"),
-    (lambda: show.tradeoff(RECORDS, "memory"), BadInput, r"unknown quantity 'memory'; legal: top1"),
-    (lambda: show.tradeoff(RECORDS, save=5), TypeError, r"save: expected str or Path, got 5"),
-    (lambda: show.cost(OTHERS), BadInput, r"unknown column 'tokens'; legal: name"),
-    (lambda: show.images(PICTURE), BadInput, r"1 or 3, height, width\), got \(3, 8, 8\)"),
-    (lambda: show.images(BYTES[:0]), BadInput, r"got \(0, 3, 8, 8\)"),
-    (lambda: show.images([1]), TypeError, r"batch: expected Tensor, got \[1\]"),
-    (lambda: show.tokens(PICTURE, 0), BadInput, r"patch: expected at least 1, got 0"),
-    (lambda: show.tokens(PICTURE, 3), BadInput, r"patch: expected to divide 8 x 8, got 3"),
+    (lambda: figures.curves(OTHERS), BadInput, r"unknown column 'system'"),
+    (
+        lambda: figures.tradeoff(RECORDS, "memory"),
+        BadInput,
+        r"unknown quantity 'memory'; legal: top1",
+    ),
+    (lambda: figures.tradeoff(RECORDS, save=5), TypeError, r"save: expected str or Path, got 5"),
+    (lambda: figures.cost(OTHERS), BadInput, r"unknown column 'tokens'; legal: name"),
+    (lambda: figures.images(PICTURE), BadInput, r"1 or 3, height, width\), got \(3, 8, 8\)"),
+    (lambda: figures.images(BYTES[:0]), BadInput, r"got \(0, 3, 8, 8\)"),
+    (lambda: figures.images([1]), TypeError, r"batch: expected Tensor, got \[1\]"),
+    (lambda: figures.tokens(PICTURE, 0), BadInput, r"patch: expected at least 1, got 0"),
+    (lambda: figures.tokens(PICTURE, 3), BadInput, r"patch: expected to divide 8 x 8, got 3"),
     (lambda: look_from(query=(9, 0)), BadInput, r"query: expected a place of Grid\(.*got \(9, 0\)"),
     (lambda: look_from(query=5), TypeError, r"query: expected tuple, got 5"),
-    (lambda: show.attention_maps(MAPS, 17), TypeError, r"grid: expected tuple, got 17"),
-    (lambda: show.machine(5), TypeError, r"profile: expected a name, got 5"),
-    (lambda: show.host("ViM"), BadInput, r"unknown system 'ViM'"),
-    (lambda: show.color(5), TypeError, r"system: expected a name, got 5"),
-    (lambda: show.source("ViX"), TypeError, r"expected, got str"),
-    (lambda: claims.check(5), TypeError, r"rows: expected Iterable, got 5"),
-    (lambda: claims.check(["x"]), TypeError, r"claim: expected Mapping, got 'x'"),
+    (lambda: figures.attention_maps(MAPS, 17), TypeError, r"grid: expected tuple, got 17"),
+    (lambda: tables.machine(5), TypeError, r"profile: expected a name, got 5"),
+    (lambda: figures.kind("ViM"), BadInput, r"unknown system 'ViM'"),
+    (lambda: figures.color(5), TypeError, r"system: expected a name, got 5"),
+    (lambda: notebook.source("ViX"), TypeError, r"expected, got str"),
+    (lambda: claims.judgeable(5), TypeError, r"rows: expected Iterable, got 5"),
+    (lambda: claims.judgeable(["x"]), TypeError, r"claim: expected Mapping, got 'x'"),
     (lambda: claims.runs([{}]), TypeError, r"rows: expected DataFrame, got \[\{\}\]"),
 ]
 
@@ -452,7 +463,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[m for _, m in COMMANDS])
 def test_commands(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(experiments, "queue", lambda profile: [])  # nothing to reproduce
+    monkeypatch.setattr("vixlib.paper.cli.queue", lambda profile: [])  # nothing to reproduce
     assert main(arguments) == 2
     out, error = capsys.readouterr()
     assert (out, error.count("\n")) == ("", 1)
@@ -461,10 +472,10 @@ def test_commands(capsys, monkeypatch, arguments, message):
 
 
 def test_an_image_that_cannot_be_read(root, capsys):
-    RUN.weights.parent.mkdir(parents=True)
-    weights = Run("FNet", "quick").weights
-    experiments.perform(RUN)
-    RUN.weights.rename(weights)
+    files(RUN).weights.parent.mkdir(parents=True)
+    weights = files(Run("FNet", "quick")).weights
+    training.perform(RUN)
+    files(RUN).weights.rename(weights)
     image = root / "image.png"
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40):
         image.write_bytes(content)
@@ -473,7 +484,7 @@ def test_an_image_that_cannot_be_read(root, capsys):
         assert error.startswith(f"vix: cannot read the image {image}: ")
         assert error.count("\n") == 1
     assert main(["predict", "FNet", str(root), "--profile", "quick"]) == 2
-    weights.unlink(), RUN.path.unlink()
+    weights.unlink(), files(RUN).record.unlink()
 
 
 # ---- the rule itself ----
@@ -484,7 +495,7 @@ def test_good_input_passes():
     assert fit(MODEL, DIGITS, epochs=1, lr=0, weight_decay=0, batch=30, watch=10, seed=2**31 - 1)
     assert run(("batch", None)).settings["batch"] is not None
     assert run(("train_images", None)).settings["train_images"] is None
-    assert len(runs((name for name in systems()), "quick")) == len(systems())  # any iterable
+    assert len(runs(iter(list_systems()), "quick")) == len(list_systems())  # any iterable
 
 
 def test_checked_keeps_name_and_signature():

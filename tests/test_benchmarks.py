@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import clock, fits, pairs, pipeline, plain, records, tables
+from benchmarks import clock, fits, pairs, pipeline, records, tables
 from benchmarks.__main__ import main
-from vixlib import build, experiments, measure, show, systems
+from vixlib import attention, build, list_systems, measure
 from vixlib.errors import BadInput
-from vixlib.reproduce import benchmark_lines
+from vixlib.paper import benchmarks, show
+from vixlib.paper.readme import benchmark_lines
+from vixlib.systems import TABLES
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
 COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_median"} | {
@@ -155,12 +157,14 @@ def test_unknown_cells_are_refused(tmp_path):
 def test_every_system_has_its_step(tmp_path):
     main(["--quick", "--only", "systems", "--records", str(tmp_path)])
     rows = rows_of(tmp_path)
-    assert [row["mechanism"] for row in rows] == experiments.QUEUE[::13]
+    assert [row["mechanism"] for row in rows] == [
+        name for table in TABLES.values() for name in table
+    ][::13]
     for row in rows:
         assert row["microseconds_an_image"] == pytest.approx(125 * row["ours_ms"], abs=0.2)
         assert row["ours_peak_mb"] > 1
     cells = {cell.name for cell in tables.every_system(tables.Settings())}
-    assert cells == set(systems())
+    assert cells == set(list_systems())
 
 
 # ---- what fits ----
@@ -169,7 +173,7 @@ CPU = torch.device("cpu"), "float32"
 
 
 def small(image_size):
-    return build("ViT", image_size=image_size, dim=32, depth=2, attention=plain.PlainSoftmax)
+    return build("ViT", image_size=image_size, dim=32, depth=2, attention=attention.Softmax)
 
 
 @pytest.mark.parametrize(("batch", "side"), [(1, 8), (3, 16), (1, 20)])
@@ -243,7 +247,7 @@ GPU = {"device": "A GPU", "clock": "CUDA events", "precision": "bfloat16", "comp
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with the committed targets, and a function that records rows."""
-    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path))
     (tmp_path / "benchmarks").mkdir()
     targets = records.ROOT / "benchmarks" / "targets.csv"
     (tmp_path / "benchmarks" / "targets.csv").write_text(targets.read_text())
@@ -258,39 +262,39 @@ def project(tmp_path, monkeypatch):
 
 
 def test_all_tables_can_be_read():
-    assert set(measure.TABLES) == set(tables.TABLES) == set(records.SOURCES)
+    assert set(benchmarks.TABLES) == set(tables.TABLES) == set(records.SOURCES)
 
 
 def test_records_are_read_by_machine(project):
-    assert measure.benchmark("layers").empty
-    assert measure.best_peers(measure.benchmark("layers", "cpu")).empty
+    assert benchmarks.benchmark("layers").empty
+    assert benchmarks.best_peers(benchmarks.benchmark("layers", "cpu")).empty
     project("layers", recorded("layers/softmax/1024", "timm", 1.5))
     project("layers", recorded("layers/softmax/1024", "timm", 3.0, **GPU))
-    assert list(measure.benchmark("layers")["machine"]) == [
+    assert list(benchmarks.benchmark("layers")["machine"]) == [
         "A CPU, float32, 1 thread",
         "A GPU, bfloat16, compiled",
     ]
     for kind, ratio in (("cpu", 1.5), ("cuda", 3.0)):
-        (row,) = measure.benchmark("layers", kind).to_dict("records")
+        (row,) = benchmarks.benchmark("layers", kind).to_dict("records")
         assert (row["ratio_median"], row["memory"]) == (ratio, 3.0)
     with pytest.raises(BadInput, match="table"):
-        measure.benchmark("layer")
+        benchmarks.benchmark("layer")
 
 
 def test_the_fastest_package_is_the_best_peer(project):
     for peer, ratio in (("timm", 1.5), ("linformer", 0.8), ("fused softmax", 0.1)):
         project("layers", recorded("layers/x/64", peer, ratio, 64))
     project("layers", recorded("layers/x/256", "linformer", None, 256, note="not timed: ..."))
-    best = measure.best_peers(measure.benchmark("layers"))
+    best = benchmarks.best_peers(benchmarks.benchmark("layers"))
     assert list(best["peer"]) == ["linformer"]
 
 
 def test_targets_are_judged_by_the_worst(project):
-    table = measure.targets()
+    table = benchmarks.targets()
     assert set(table["verdict"]) == {"not measured"}
 
     def verdict(mechanism, tokens, quantity):
-        seen = measure.targets().query(
+        seen = benchmarks.targets().query(
             "mechanism == @mechanism and tokens == @tokens and quantity == @quantity"
         )
         return tuple(seen[["seen", "verdict"]].iloc[0])
@@ -312,7 +316,7 @@ def test_targets_name_what_is_measured():
     """Cells, peers and directions that the tables have: a typing error would stay unmeasured."""
     cells = {f"{table}/{cell.name}" for table in tables.TABLES for cell in of(table)}
     forms = {peer.name for contest in (*pairs.LAYERS, *pairs.SMALL) for peer in contest.peers}
-    for row in measure.targets().to_dict("records"):
+    for row in benchmarks.targets().to_dict("records"):
         name = f"{row['table']}/{row['mechanism']}"
         each = [f"{name}/{n}" for n in row["tokens"].split()] + [name]
         assert cells & set(each), row
@@ -327,7 +331,7 @@ def of(table):
 
 def test_measured_and_crossovers_as_tables(project):
     project("layers", recorded("layers/softmax/1024", "timm", 1.5))
-    rows = measure.benchmark("layers")
+    rows = benchmarks.benchmark("layers")
     assert show.measured(rows).to_dict() == {1024: {("softmax", "timm"): "1.50 (1.50–1.50)"}}
     assert show.measured(rows, "memory").iloc[0, 0] == "3.00"
     assert show.measured(rows[:0]).empty

@@ -5,9 +5,10 @@ import shutil
 import pandas as pd
 import pytest
 
-from vixlib import ROOT, claims, systems
+from vixlib import list_systems, paths
 from vixlib.errors import BadInput
-from vixlib.experiments import Run
+from vixlib.paper import claims
+from vixlib.paper.runs import Run
 
 SAID = {  # what the abstracts assert, in a few words, and the rows that hold it
     "transformers need more than convolutional networks": ["convnet-accuracy", "convnet-compute"],
@@ -41,7 +42,7 @@ ROW = {
 
 
 def row(**changed) -> dict:
-    return claims.check([ROW | changed]).iloc[0].to_dict()
+    return claims.judgeable([ROW | changed]).iloc[0].to_dict()
 
 
 def records(quantity: str = "top1", status: str = "read", recipe: str = "fair", **values):
@@ -65,7 +66,7 @@ def test_the_ledger_is_whole(ledger):
     assert pd.api.types.is_float_dtype(ledger["margin"])
     assert ledger["why"].str.len().min() > 20
     named = {name for key in ("better", "worse") for text in ledger[key] for name in text.split()}
-    assert named <= set(systems())
+    assert named <= set(list_systems())
     assert (ledger["profile"] == "paper").all()  # laptop's records were there before it
 
 
@@ -208,7 +209,7 @@ def test_runs_are_those_that_a_ledger_needs(ledger):
     full = Run("ViT", "paper").settings["epochs"] * 50_000
     assert {run.settings["epochs"] * 5000 for run in few} == {full}  # as many steps
     assert not claims.runs(ledger[ledger["quantity"].isin(["parameters", "flops"])])
-    assert len(claims.runs(claims.check([ROW]))) == 6
+    assert len(claims.runs(claims.judgeable([ROW]))) == 6
 
 
 @pytest.mark.parametrize(
@@ -235,13 +236,13 @@ def test_runs_are_those_that_a_ledger_needs(ledger):
 def test_a_bad_row_is_named(change, said):
     bad = {"claim": "second"} | change
     with pytest.raises(BadInput, match=rf"row 2 \({bad['claim']}\).*{said}"):
-        claims.check([ROW | {"claim": "first"}, ROW | bad])
+        claims.judgeable([ROW | {"claim": "first"}, ROW | bad])
 
 
 def test_a_bad_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
     (tmp_path / "figures").mkdir()
-    file = shutil.copy(ROOT / "figures" / "claims.csv", tmp_path / "figures")
+    file = shutil.copy(paths.shipped("claims.csv"), tmp_path / "figures")
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     text = (tmp_path / "figures" / "claims.csv").read_text()
     assert len(claims.ledger()) == text.count("\n") - 1
     for old, new in (("ViL ViP ViN", "ViL ViP ViM"), (",0.154,", ",a seventh,")):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vixlib import systems
+from vixlib import list_systems
 from vixlib.__main__ import main
 
 TINY = ["--set", "epochs=1", "--set", "train_images=128"]
@@ -15,7 +15,7 @@ TINY = ["--set", "epochs=1", "--set", "train_images=128"]
 def test_list_names_every_system(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(systems())
+    assert len(lines) == 1 + len(list_systems())
     assert lines[1].split() == ["ViT", "661,770", "1,024", "3,227.3"]
 
 
@@ -54,8 +54,8 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
 
 def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
     queue = ["ViT", "ViP-RoPE", "FNet", "LeViN", "CCL", "CvP", "CvN-released", "ResNet-20"]
-    monkeypatch.setattr("vixlib.experiments.QUEUE", queue)
-    monkeypatch.setattr("vixlib.experiments.LONGER", ["FNet"])
+    monkeypatch.setattr("vixlib.paper.runs.TABLES", {"all": queue})
+    monkeypatch.setattr("vixlib.paper.runs.LONGER", ["FNet"])
     records = len(queue) + 1  # at few tokens, too; equal in epochs, since these are set
     command = ["train", "--queue", "quick", "--workers", "1", *TINY]
     assert main([*command, "--minutes", "0.00001"]) == 0
@@ -82,11 +82,13 @@ def test_predict_reads_an_image(root, tmp_path, capsys):
     Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(picture)
     assert main(["predict", "FNet", str(picture), "--profile", "quick"]) == 2
     assert "train them: vix train FNet" in capsys.readouterr().err
-    from vixlib.experiments import Run, perform
+    from vixlib.paper.records import files
+    from vixlib.paper.runs import Run
+    from vixlib.paper.training import perform
 
     run = Run("FNet", "quick", overrides=(("epochs", 1), ("train_images", 128)))
     perform(run)
-    run.weights.rename(Run("FNet", "quick").weights)
+    files(run).weights.rename(files(Run("FNet", "quick")).weights)
     assert main(["predict", "FNet", str(picture), "--profile", "quick"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
     assert main(["predict", "FNet", str(tmp_path / "none.png"), "--profile", "quick"]) == 2

@@ -18,15 +18,21 @@ import pytest
 import torch
 from PIL import Image
 
-import vixlib
-from vixlib import data
+from vixlib import data, paths
 from vixlib.errors import BadInput, DataError
 
-CLASSES = data.CLASSES["cifar10"]
+CLASSES = data.SOURCES["cifar10"].classes
+BATCHES, ARCHIVE = data.SOURCES["cifar10"].forms[0].rstrip("/"), data.SOURCES["cifar10"].forms[1]
+KEPT, TINY_ARCHIVE, TINY = (form.rstrip("/") for form in data.SOURCES["tiny-imagenet"].forms)
 
 
 def md5(file):
     return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+def change(monkeypatch, name, **fields):
+    """Other fields of a dataset's source."""
+    monkeypatch.setitem(data.SOURCES, name, data.SOURCES[name]._replace(**fields))
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +40,9 @@ def _clean(monkeypatch, tmp_path):
     """No dataset, mirror or cache of the machine that runs the tests."""
     monkeypatch.delenv("VIXLIB_DATA", raising=False)
     monkeypatch.delenv("VIXLIB_MIRROR", raising=False)
-    monkeypatch.setattr(data, "MIRRORS", dict.fromkeys(data.MIRRORS, ()))
-    monkeypatch.setattr(vixlib, "ROOT", tmp_path / "project")
+    for name in data.SOURCES:
+        change(monkeypatch, name, mirrors=())
+    monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path / "project"))
     data._load.cache_clear()
 
 
@@ -44,7 +51,7 @@ def cifar(tmp_path, monkeypatch):
     """A small CIFAR-10 in the official layout, its checksums taken for the official ones."""
     from torchvision.datasets import CIFAR10  # here: vixlib makes torchvision importable first
 
-    folder = tmp_path / "copy" / data.BATCHES
+    folder = tmp_path / "copy" / BATCHES
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
 
@@ -65,11 +72,11 @@ def cifar(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archive(cifar, tmp_path, monkeypatch):
-    served = tmp_path / "served" / data.ARCHIVE
+    served = tmp_path / "served" / ARCHIVE
     served.parent.mkdir()
     with tarfile.open(served, "w:gz") as tar:
-        tar.add(cifar, data.BATCHES)
-    monkeypatch.setitem(data.MD5, data.ARCHIVE, md5(served))
+        tar.add(cifar, BATCHES)
+    change(monkeypatch, "cifar10", md5=md5(served))
     return served
 
 
@@ -139,7 +146,7 @@ class TestCopy:
 
     def test_folder_with_the_archive(self, archive, cifar):
         check(data.load("cifar10", folder=archive.parent), cifar)
-        assert sorted(os.listdir(archive.parent)) == [data.BATCHES, data.ARCHIVE]
+        assert sorted(os.listdir(archive.parent)) == [BATCHES, ARCHIVE]
 
     def test_environment(self, cifar, monkeypatch):
         monkeypatch.setenv("VIXLIB_DATA", str(cifar.parent))
@@ -150,9 +157,9 @@ class TestCopy:
         check(data.load("cifar10", folder=cifar.parent), cifar)
 
     def test_project_folder(self, cifar):
-        vixlib.ROOT.mkdir()
-        cifar.parent.rename(vixlib.ROOT / "data")
-        check(data.load("cifar10"), vixlib.ROOT / "data" / data.BATCHES)
+        paths.root().mkdir()
+        cifar.parent.rename(paths.root() / "data")
+        check(data.load("cifar10"), paths.root() / "data" / BATCHES)
 
     @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
     def test_wrong_checksum_refused_before_unpickling(self, cifar, tmp_path, file):
@@ -184,23 +191,23 @@ class TestCopy:
 
     @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
     def test_given_folder_without_it_is_no_download(self, archive, tmp_path, monkeypatch, kind):
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
+        change(monkeypatch, "cifar10", mirrors=(archive.as_uri(),))
         folder = tmp_path / kind
         if kind != "absent":
             folder.mkdir() if kind == "empty" else folder.touch()
-        expected = f"no CIFAR-10 in {folder}: looked for {data.BATCHES}/.*{data.ARCHIVE}"
+        expected = f"no CIFAR-10 in {folder}: looked for {BATCHES}/.*{ARCHIVE}"
         with pytest.raises(DataError, match=expected):
             data.load("cifar10", folder=folder)
         monkeypatch.setenv("VIXLIB_DATA", str(folder))
         with pytest.raises(DataError, match=expected):
             data.load("cifar10")
-        assert not vixlib.ROOT.exists()
+        assert not paths.root().exists()
 
     def test_wrong_archive_refused(self, archive):
         archive.write_bytes(archive.read_bytes()[:-1])
-        with pytest.raises(DataError, match=f"{data.ARCHIVE} is not .* expected md5"):
+        with pytest.raises(DataError, match=f"{ARCHIVE} is not .* expected md5"):
             data.load("cifar10", folder=archive.parent)
-        assert os.listdir(archive.parent) == [data.ARCHIVE]
+        assert os.listdir(archive.parent) == [ARCHIVE]
 
 
 class TestMirrors:
@@ -223,21 +230,21 @@ class TestMirrors:
         url, asked = web
         (archive.parent / "bad").write_bytes(b"a login page")
         (archive.parent / "cut").write_bytes(archive.read_bytes()[:-100])
-        names = ["absent", "bad", "cut", data.ARCHIVE, "never"]
+        names = ["absent", "bad", "cut", ARCHIVE, "never"]
         mirrors = tuple(f"{url}/{name}" for name in names)
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, mirrors)
+        change(monkeypatch, "cifar10", mirrors=mirrors)
         check(data.load("cifar10"), cifar)
-        paths = list(dict.fromkeys(asked))  # an error is logged twice
-        assert [p for p in paths if p.startswith("/")] == [f"/{name}" for name in names[:-1]]
-        assert os.listdir(vixlib.ROOT / "data") == [data.BATCHES]
+        tried = list(dict.fromkeys(asked))  # an error is logged twice
+        assert [p for p in tried if p.startswith("/")] == [f"/{name}" for name in names[:-1]]
+        assert os.listdir(paths.root() / "data") == [BATCHES]
 
     def test_second_process_reads_the_first_one_s(self, web, cifar, monkeypatch):
         url, asked = web
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (f"{url}/{data.ARCHIVE}",))
+        change(monkeypatch, "cifar10", mirrors=(f"{url}/{ARCHIVE}",))
         data.load("cifar10")
         data._load.cache_clear()
         check(data.load("cifar10"), cifar)
-        assert asked == [f"/{data.ARCHIVE}"]
+        assert asked == [f"/{ARCHIVE}"]
 
     def test_two_processes_at_once(self, archive, cifar, monkeypatch):
         """The other one finishes first: its copy is used and ours vanishes."""
@@ -245,16 +252,16 @@ class TestMirrors:
 
         def slow(url, file):
             fetch(url, file)
-            shutil.copytree(cifar, vixlib.ROOT / "data" / data.BATCHES)
+            shutil.copytree(cifar, paths.root() / "data" / BATCHES)
 
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
+        change(monkeypatch, "cifar10", mirrors=(archive.as_uri(),))
         monkeypatch.setattr(data, "_fetch", slow)
         check(data.load("cifar10"), cifar)
-        assert os.listdir(vixlib.ROOT / "data") == [data.BATCHES]
+        assert os.listdir(paths.root() / "data") == [BATCHES]
 
     def test_own_mirror_first(self, archive, cifar, monkeypatch):
         monkeypatch.setenv("VIXLIB_MIRROR", archive.as_uri())
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, ("http://127.0.0.1:9/never",))
+        change(monkeypatch, "cifar10", mirrors=("http://127.0.0.1:9/never",))
         check(data.load("cifar10"), cifar)
 
     def test_all_fail(self, web, archive, monkeypatch):
@@ -264,7 +271,7 @@ class TestMirrors:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             dead = f"http://127.0.0.1:{silent.getsockname()[1]}/dead"
             mirrors = (f"{url}/absent", f"{url}/bad", dead)
-            monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, mirrors)
+            change(monkeypatch, "cifar10", mirrors=mirrors)
             monkeypatch.setenv("VIXLIB_MIRROR", "not a url")
             with pytest.raises(DataError) as caught:
                 data.load("cifar10")
@@ -278,18 +285,17 @@ class TestMirrors:
         ):
             assert line.startswith(f"{mirror}: ")
             assert reason in line
-        assert not os.listdir(vixlib.ROOT / "data")
+        assert not os.listdir(paths.root() / "data")
         assert socket.getdefaulttimeout() is None
 
     def test_no_download_when_told_so(self, archive, monkeypatch):
-        monkeypatch.setitem(data.MIRRORS, data.ARCHIVE, (archive.as_uri(),))
+        change(monkeypatch, "cifar10", mirrors=(archive.as_uri(),))
         with pytest.raises(DataError, match="--data DIR"):
             data.load("cifar10", download=False)
-        assert not vixlib.ROOT.exists()
+        assert not paths.root().exists()
 
 
 WNIDS = ("n03", "n01", "n02")  # as wnids.txt may list them: not sorted
-KEPT = f"{data.TINY}.safetensors"
 
 
 def jpeg(seed, grey=False, size=(64, 64)):
@@ -302,7 +308,7 @@ def jpeg(seed, grey=False, size=(64, 64)):
 @pytest.fixture
 def official(tmp_path, monkeypatch):
     """Tiny ImageNet in the official layout, unpacked: three classes, 2 + 1 images of each."""
-    monkeypatch.setitem(data.CLASSES, "tiny-imagenet", ("", "", ""))
+    change(monkeypatch, "tiny-imagenet", classes=("", "", ""))
     monkeypatch.setattr(data, "TRAIN_EACH", 2)
     monkeypatch.setattr(data, "TEST_EACH", 1)
     annotated = {"val_2.JPEG": "n02", "val_0.JPEG": "n03", "val_1.JPEG": "n02"}
@@ -321,21 +327,21 @@ def official(tmp_path, monkeypatch):
         for j in range(2):
             content[f"train/{wnid}/images/{wnid}_{j}.JPEG"] = jpeg(10 * i + j, grey=i == j == 1)
     for name, written in content.items():
-        file = tmp_path / "unpacked" / data.TINY / name
+        file = tmp_path / "unpacked" / TINY / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(written)
-    return tmp_path / "unpacked" / data.TINY
+    return tmp_path / "unpacked" / TINY
 
 
 @pytest.fixture
 def packed(official, tmp_path, monkeypatch):
     """Its zip, in a folder of its own."""
-    archive = tmp_path / "packed" / data.TINY_ARCHIVE
+    archive = tmp_path / "packed" / TINY_ARCHIVE
     archive.parent.mkdir()
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(official.rglob("*")):  # folders too, as in the official one
             file.write(path, path.relative_to(official.parent))
-    monkeypatch.setitem(data.MD5, data.TINY_ARCHIVE, md5(archive))
+    change(monkeypatch, "tiny-imagenet", md5=md5(archive))
     return archive
 
 
@@ -357,7 +363,7 @@ def check_tiny(tiny, official):
 
 class TestTinyImageNet:
     def test_official_numbers(self):
-        assert len(data.CLASSES["tiny-imagenet"]) == 200
+        assert len(data.SOURCES["tiny-imagenet"].classes) == 200
         assert (data.TRAIN_EACH, data.TEST_EACH) == (500, 50)
 
     def test_from_the_zip(self, packed, official):
@@ -366,16 +372,16 @@ class TestTinyImageNet:
         grey = tiny.train_images[1]  # n01_1
         assert (grey == grey[:1]).all()
         assert not (tiny.train_images[0] == tiny.train_images[0, :1]).all()
-        assert sorted(os.listdir(packed.parent)) == [KEPT, data.TINY_ARCHIVE]
+        assert sorted(os.listdir(packed.parent)) == [KEPT, TINY_ARCHIVE]
         assert (packed.parent / KEPT).stat().st_mode & 0o777 == 0o644
 
     def test_from_the_folder(self, official, monkeypatch):
         monkeypatch.setenv("VIXLIB_DATA", str(official.parent))
         check_tiny(data.load("tiny-imagenet"), official)
-        assert sorted(os.listdir(official.parent)) == [data.TINY, KEPT]
+        assert sorted(os.listdir(official.parent)) == [TINY, KEPT]
 
     def test_zip_goes_before_a_folder_unpacked_in_part(self, packed, official):
-        shutil.copytree(official / "train", packed.parent / data.TINY / "train")
+        shutil.copytree(official / "train", packed.parent / TINY / "train")
         check_tiny(data.load("tiny-imagenet", folder=packed.parent), official)
 
     def test_decoded_once(self, packed, official):
@@ -395,12 +401,12 @@ class TestTinyImageNet:
         cut = packed.with_name("cut")
         cut.write_bytes(packed.read_bytes()[:-1])
         mirrors = (cut.as_uri(), packed.as_uri())
-        monkeypatch.setitem(data.MIRRORS, data.TINY_ARCHIVE, mirrors)
+        change(monkeypatch, "tiny-imagenet", mirrors=mirrors)
         check_tiny(data.load("tiny-imagenet"), official)
-        assert os.listdir(vixlib.ROOT / "data") == [KEPT]
+        assert os.listdir(paths.root() / "data") == [KEPT]
 
     def test_absent(self, tmp_path):
-        looked = f"looked for {KEPT}, {data.TINY_ARCHIVE}, {data.TINY}/"
+        looked = f"looked for {KEPT}, {TINY_ARCHIVE}, {TINY}/"
         with pytest.raises(DataError, match=f"no Tiny ImageNet in {tmp_path}: {looked}"):
             data.load("tiny-imagenet", folder=tmp_path)
         with pytest.raises(DataError, match=r"Tiny ImageNet could not be downloaded.*--data DIR"):
@@ -408,9 +414,9 @@ class TestTinyImageNet:
 
     def test_broken_zip(self, packed):
         packed.write_bytes(packed.read_bytes()[:-1])
-        with pytest.raises(DataError, match=f"{data.TINY_ARCHIVE} is not .* expected md5"):
+        with pytest.raises(DataError, match=f"{TINY_ARCHIVE} is not .* expected md5"):
             data.load("tiny-imagenet", folder=packed.parent)
-        assert os.listdir(packed.parent) == [data.TINY_ARCHIVE]
+        assert os.listdir(packed.parent) == [TINY_ARCHIVE]
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
@@ -432,13 +438,13 @@ class TestTinyImageNet:
         with pytest.raises(DataError, match=message) as caught:
             data.load("tiny-imagenet", folder=official.parent)
         assert str(official) in str(caught.value)
-        assert os.listdir(official.parent) == [data.TINY]
+        assert os.listdir(official.parent) == [TINY]
 
     def test_file_missing_in_the_zip(self, packed, monkeypatch):
         with zipfile.ZipFile(packed, "w") as file:
-            file.writestr(f"{data.TINY}/wnids.txt", "")
-        monkeypatch.setitem(data.MD5, data.TINY_ARCHIVE, md5(packed))
-        with pytest.raises(DataError, match=f"{data.TINY_ARCHIVE}/{data.TINY}/words.txt"):
+            file.writestr(f"{TINY}/wnids.txt", "")
+        change(monkeypatch, "tiny-imagenet", md5=md5(packed))
+        with pytest.raises(DataError, match=f"{TINY_ARCHIVE}/{TINY}/words.txt"):
             data.load("tiny-imagenet", folder=packed.parent)
 
     def test_full_disk(self, official, monkeypatch):
@@ -448,7 +454,7 @@ class TestTinyImageNet:
         monkeypatch.setattr(data, "save_file", full)
         with pytest.raises(DataError, match=r"cannot read or unpack .*No space left"):
             data.load("tiny-imagenet", folder=official.parent)
-        assert os.listdir(official.parent) == [data.TINY]
+        assert os.listdir(official.parent) == [TINY]
 
     @pytest.mark.parametrize("content", [b"", b"cut", None])
     def test_unreadable_cache(self, packed, content):

@@ -6,20 +6,21 @@ from safetensors.torch import load_file, save_file
 from small import images, small
 from trials_export import compile_holds, compile_trial, export_holds, export_trial, moved
 
-from vixlib import systems
-from vixlib.attention import Mechanism, Performer, Softmax
-from vixlib.models.zoo import LETTERS, SYSTEMS
+from vixlib import list_systems
+from vixlib.attention import Mechanism
+from vixlib.fused import Performer, Softmax
+from vixlib.systems import SYSTEMS
 
 FAMILIES = "Vi{}", "HybridVi{}-RoPE", "LeVi{}", "CC{}", "Cv{}"  # one of each host
-EXPORTED = [family.format(letter) for family in FAMILIES for letter in LETTERS]
+EXPORTED = [name for name, row in SYSTEMS.items() if row.family.name in FAMILIES]
 EXPORTED += ["FNet", "MLPMixer", "ResNet-20", "ConvMixer-256/8"]
 
 
 def test_every_host_and_mixer_is_exported():
-    assert {SYSTEMS[name].host for name in EXPORTED} == {row.host for row in SYSTEMS.values()}
-    assert {SYSTEMS[name].token_mixer for name in EXPORTED} == {
-        row.token_mixer for row in SYSTEMS.values()
+    assert {SYSTEMS[name].family.host for name in EXPORTED} == {
+        row.family.host for row in SYSTEMS.values()
     }
+    assert {SYSTEMS[name].mixer for name in EXPORTED} == {row.mixer for row in SYSTEMS.values()}
 
 
 def test_models_of_a_trial_keep_their_mechanism():
@@ -27,10 +28,10 @@ def test_models_of_a_trial_keep_their_mechanism():
         made = [m for m in moved(name).modules() if isinstance(m, Mechanism)]
         kind = getattr(row.mechanism, "func", row.mechanism)
         kinds = {type(m) for m in made}  # LeViT and CvT end with fewer than 64 tokens
-    assert kinds - {Softmax} == {kind} - {Softmax, None}
+        assert kinds - {Softmax} == {kind} - {Softmax, None}, name
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", list_systems())
 def test_compiles_without_a_graph_break(name):
     seen = compile_trial(name)
     assert compile_holds(seen), seen
@@ -46,7 +47,7 @@ def test_exports_with_any_batch(name):
     assert export_holds(seen), seen
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", list_systems())
 def test_safetensors_keep_every_number(name, tmp_path):
     torch.manual_seed(0)
     model, x = small(name).eval(), images(dtype=torch.float32)
@@ -54,7 +55,7 @@ def test_safetensors_keep_every_number(name, tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     saved = load_file(tmp_path / "model.safetensors")
     assert sum(key.endswith(".directions") for key in saved) == len(performers)
-    assert bool(performers) == (SYSTEMS[name].token_mixer == "performer")
+    assert bool(performers) == (SYSTEMS[name].mixer == "performer")
     torch.manual_seed(1)
     other = small(name).eval()
     with torch.no_grad():

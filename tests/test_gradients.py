@@ -8,20 +8,19 @@ from small import random
 from torch import nn
 from torch.autograd import gradcheck
 
-from vixlib.attention import (
-    Grid,
+from vixlib import self_attention
+from vixlib.attention import Grid, TokenConvolution, segment_means
+from vixlib.fused import (
+    Fourier,
     Linformer,
+    MultiHead,
     Nystrom,
     Performer,
     Softmax,
-    TokenConvolution,
-    pseudo_inverse,
-    segment_means,
+    pseudo_inverse_times,
 )
 from vixlib.layers import (
-    Fourier,
     LinearNorm,
-    MultiHead,
     OffsetBias,
     Positions,
     Residual,
@@ -29,7 +28,6 @@ from vixlib.layers import (
     Subsample,
     TokenMLP,
     TokenNorm,
-    self_attention,
 )
 from vixlib.models.cvt import ConvolutionalProjection, convolutional_attention
 
@@ -127,7 +125,8 @@ def test_performers_maximum_needs_no_gradient():
 def test_parts_of_nystrom():
     x = random(2, 2, 13, 3)
     assert gradcheck(partial(segment_means, segments=5), (x,))
-    assert gradcheck(partial(pseudo_inverse, iterations=6), (random(2, 4, 4), random(2, 4, 3)))
+    inverse = partial(pseudo_inverse_times, iterations=6)
+    assert gradcheck(inverse, (random(2, 4, 4), random(2, 4, 3)))
     check(TokenConvolution(2, 5).double(), x)
 
 
@@ -156,7 +155,7 @@ def test_rotary_and_subsample():
 
 
 def test_stochastic_depth():
-    layer = Residual(nn.Linear(3, 3), drop=0.5).double()
+    layer = Residual(nn.Linear(3, 3), drop_path=0.5).double()
 
     class Seeded(nn.Module):
         def __init__(self):

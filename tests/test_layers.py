@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from small import random
 from torch import nn
 
+from vixlib import fused, layers, self_attention
 from vixlib.attention import Grid, Softmax
 from vixlib.layers import (
     FRESH_STD,
     ConvolutionalEmbedding,
-    Fourier,
     LinearNorm,
     MultiHead,
     OffsetBias,
@@ -23,13 +23,12 @@ from vixlib.layers import (
     TokenMLP,
     TokenNorm,
     mlp,
-    self_attention,
     shrunk,
     tokens_of,
 )
 from vixlib.models.cct import CCX
 from vixlib.models.levit import LeViX
-from vixlib.models.vix import AttentionViX
+from vixlib.models.vix import ViX
 
 GRID = Grid(3, 5, 1)
 
@@ -39,7 +38,7 @@ def test_tokens_in_raster_order_after_cls():
     assert torch.equal(tokens_of(image)[:, 8], image[:, :, 1, 3])
     positions, x = Positions(4, GRID).double(), random(2, 16, 4)
     added = positions(x) - x
-    assert torch.allclose(added[:, 0], positions.extra[0].expand(2, -1))
+    assert torch.allclose(added[:, 0], positions.prefix[0].expand(2, -1))
     assert torch.allclose(added[:, 1 + 8], positions.table[:, 1, 3].expand(2, -1))
 
 
@@ -92,13 +91,14 @@ def test_multihead_is_each_head_alone():
     assert torch.allclose(attention(x), attention.out(torch.cat(heads, -1)))
 
 
-def test_a_host_may_scale_scores_and_add_a_bias():
+@pytest.mark.parametrize("form", [layers.MultiHead, fused.MultiHead], ids=["textbook", "fused"])
+def test_a_host_may_scale_scores_and_add_a_bias(form):
     grid, x = Grid(3, 5), random(2, 15, 4)
     bias = OffsetBias(2, grid, grid)
     with torch.no_grad():
         bias.table.normal_()
     parts = [nn.Linear(4, 4) for _ in range(4)]
-    made = MultiHead(Softmax(2, 2, grid, grid), *parts, bias=bias, scale=0.3).double()
+    made = form(Softmax(2, 2, grid, grid), *parts, bias=bias, scale=0.3).double()
     q, k, v = (part(x).unflatten(-1, (2, 2)).transpose(1, 2) for part in parts[:3])
     heads = (0.3 * q @ k.mT / math.sqrt(2) + bias()).softmax(-1) @ v
     assert torch.allclose(made(x), parts[3](heads.transpose(1, 2).flatten(2)))
@@ -114,14 +114,15 @@ def test_rotary_turns_queries_and_keys_alike():
     assert torch.equal(seen[2], attention.v(x)[:, None])
 
 
-def test_fourier_is_the_formula():
+@pytest.mark.parametrize("form", [layers.Fourier, fused.Fourier], ids=["textbook", "fused"])
+def test_fourier_is_the_formula(form):
     x = random(2, 5, 4)
     tokens, channels = (
         torch.polar(torch.ones(n, n, dtype=torch.float64), -2 * math.pi / n * places.outer(places))
         for n, places in ((n, torch.arange(float(n), dtype=torch.float64)) for n in (5, 4))
     )
     expected = (tokens @ x.to(torch.complex128) @ channels).real
-    assert torch.allclose(Fourier(4, Grid(1, 5))(x), expected)
+    assert torch.allclose(form(4, Grid(1, 5))(x), expected)
 
 
 def test_token_mlp_and_mlp_are_the_formula():
@@ -136,7 +137,7 @@ def test_token_mlp_and_mlp_are_the_formula():
 def test_residual_adds_and_drops_whole_samples_in_training():
     x, layer = torch.zeros(4000, 3, 2), nn.Flatten(0, 0)  # an identity
     assert torch.equal(Residual(layer)(x + 1), 2 * (x + 1))
-    dropping = Residual(layer, drop=0.25)
+    dropping = Residual(layer, drop_path=0.25)
     branch = dropping(x + 1) - 1
     assert branch.unique().tolist() == [0.0, pytest.approx(4 / 3)]
     assert all(len(sample.unique()) == 1 for sample in branch)
@@ -167,15 +168,15 @@ def test_subsampling_keeps_every_second_from_the_first():
 def test_what_a_host_reads_out():
     """ViX its first token, which is CLS; CCX a weighted mean of all."""
     images = torch.randn(2, 3, 8, 8)
-    model, seen = AttentionViX(image_size=8, dim=32, depth=1), []
+    model, seen = ViX(image_size=8, dim=32, depth=1), []
     model.blocks.register_forward_hook(lambda m, x, out: seen.append((x[0], out)))
     scores = model(images)
     (x, out) = seen[0]
-    cls = model.cls + model.positions.extra
+    cls = model.cls + model.positions.prefix
     assert torch.allclose(x[:, 0], cls.expand(2, -1))
     assert torch.equal(scores, model.head(out[:, 0]))
 
-    model, seen = CCX(image_size=8, dim=32, depth=1, drop=0.0), []
+    model, seen = CCX(image_size=8, dim=32, depth=1, drop_path=0.0), []
     model.norm.register_forward_hook(lambda m, x, out: seen.append(out))
     scores = model(images)
     weights = model.importance(seen[0]).exp()

@@ -4,12 +4,12 @@ import pytest
 import torch
 from small import images, small
 
-from vixlib import systems
+from vixlib import list_systems
 from vixlib.attention import Grid, Mechanism
 from vixlib.errors import BadInput
-from vixlib.layers import MultiHead
+from vixlib.fused import MultiHead
 from vixlib.maps import AttentionMap, attention_maps, moved, rollout
-from vixlib.models.zoo import SYSTEMS
+from vixlib.systems import SYSTEMS
 
 ATTENDING = [name for name, row in SYSTEMS.items() if row.mechanism is not None]
 
@@ -52,7 +52,7 @@ def test_images_and_rollout_have_the_size_of_the_image(name):
 
 
 def test_what_has_no_attention_has_no_map():
-    for name in systems():
+    for name in list_systems():
         if name not in ATTENDING:
             assert attention_maps(small(name), images(dtype=torch.float32)) == []
     with pytest.raises(BadInput, match="got none"):

@@ -6,20 +6,17 @@ import pytest
 import torch
 from small import SMALL, images, sizes_of, small
 
-from vixlib import build, measure, systems
-from vixlib.attention import (
-    FEWEST_TOKENS,
-    Grid,
-    Mechanism,
-    Nystrom,
-    Performer,
-    Softmax,
-)
+from vixlib import build, list_systems, measure
+from vixlib.attention import Grid, Mechanism
 from vixlib.errors import BadInput
-from vixlib.experiments import published
-from vixlib.layers import MultiHead, Rotary
+from vixlib.fused import Fourier, Nystrom, Performer, Softmax
+from vixlib.layers import MultiHead, Residual, Rotary
 from vixlib.maps import attention_maps
-from vixlib.models.zoo import LETTERS, SYSTEMS
+from vixlib.models.baselines import ResNet
+from vixlib.models.cct import CCX
+from vixlib.models.host import FEWEST_TOKENS
+from vixlib.paper.runs import published
+from vixlib.systems import MIXERS, SYSTEMS, TABLES
 
 SIZES = {  # the released code's, less the position tables that it never uses
     **dict(zip(("ViT", "ViL", "ViP", "ViN"), (661_770, 809_482, 663_306, 662_298), strict=True)),
@@ -69,6 +66,7 @@ TINY_IMAGENET = {  # the released code's at 64 x 64 and 200 classes
     ("CvN-released", 854_232): {"strides": (2, 1, 1)},
     ("CvP-released", 855_240): {"strides": (2, 1, 1)},
 }
+LETTERS = {row.letter: name for name, row in MIXERS.items() if row.letter}
 UNUSED_TABLE = {"ViT-RoPE", "ViL-RoPE", "HybridViT-RoPE", "HybridViL-RoPE"}
 
 
@@ -83,13 +81,21 @@ def test_exact_size(name):
 
 
 def test_all_are_tested():
-    assert list(SIZES) == systems()
+    assert list(SIZES) == list_systems()
+
+
+def test_every_system_is_in_one_table_of_results():
+    listed = [name for table in TABLES for name in list_systems(table)]
+    assert sorted(listed) == sorted(list_systems())
+    assert list_systems("vix") == ["ViT", "ViL", "ViP", "ViN"]
+    with pytest.raises(BadInput, match=r"unknown table 'vit'.*legal: vix, hybrid"):
+        list_systems("vit")
 
 
 @pytest.mark.parametrize(("name", "size"), TINY_IMAGENET)
 def test_exact_size_at_tiny_imagenet(name, size):
     settings = TINY_IMAGENET[name, size]
-    assert measure.parameters(meta(name, image_size=64, classes=200, **settings)) == size
+    assert measure.parameters(meta(name, image_size=64, num_classes=200, **settings)) == size
     rows = published().query(
         "dataset == 'tiny-imagenet' and system == @name and quantity == 'parameters_released'"
     )
@@ -148,13 +154,13 @@ def test_every_parameter_learns(name):
     used = {n: p for n, p in model.named_parameters() if p.numel()}
     without = [n for n, p in used.items() if p.grad is None or not p.grad.any()]
     # of a CvT's last block only CLS is read, and CLS goes around the convolution of queries
-    assert [n for n in without if not n.startswith("stages.2.2.1.q.depthwise")] == []
+    assert [n for n in without if not n.startswith("stages.2.0.1.q.depthwise")] == []
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_rectangles_other_patches_and_classes(name):
     for size in ((16, 32), (26, 22)):
-        model = small(name, image_size=size, classes=7)
+        model = small(name, image_size=size, num_classes=7)
         assert model(images(*size, dtype=torch.float32)).shape == (4, 7)
 
 
@@ -163,7 +169,7 @@ def test_one_argument_swaps_the_attention():
         if row.mechanism is None:
             continue
         for letter, mechanism in LETTERS.items():
-            sibling = row.family.format(letter)
+            sibling = row.family.name.format(letter)
             if sibling not in SYSTEMS:  # the authors released no such one
                 assert build(row.name, attention=mechanism, **sizes_of(row.name))
                 continue
@@ -179,13 +185,43 @@ def test_one_argument_swaps_the_attention():
             assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("name", ["ViT", "HybridViT", "CCT", "CvT", "CvN-released", "LeViT"])
+def test_any_mixer_takes_the_place_of_attention(name):
+    model, x = small(name, mixer=Fourier), images(dtype=torch.float32)
+    assert model(x).shape == (4, 10)
+    assert any(isinstance(module, Fourier) for module in model.modules())
+    made = [module for module in model.modules() if isinstance(module, MultiHead)]
+    assert len(made) == (2 if name == "LeViT" else 0)  # LeViT's grid shrinks by attention
+    model(x).square().sum().backward()
+
+
+def test_a_vit_whose_mixer_is_fourier_is_fnet():
+    assert measure.parameters(meta("ViT", mixer=Fourier)) == SIZES["FNet"]
+    assert measure.parameters(meta("HybridViT", mixer=Fourier)) == SIZES["HybridFNet"]
+
+
+@pytest.mark.parametrize(
+    ("call", "old", "new"),
+    [
+        (lambda: Grid(2, 3, extra=1).prefix_tokens == 1, "extra", "prefix_tokens"),
+        (lambda: meta("ViT", classes=7).head[1].out_features == 7, "classes", "num_classes"),
+        (lambda: CCX(classes=7).head.out_features == 7, "classes", "num_classes"),
+        (lambda: ResNet(pairs=1, classes=7).layers[-1].out_features == 7, "classes", "num_classes"),
+        (lambda: Residual(drop=0.5).drop_path == 0.5, "drop", "drop_path"),
+    ],
+)
+def test_old_names_work_and_tell_the_new_one(call, old, new):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert call()
+
+
 def test_a_class_or_a_partial_gives_its_own_defaults():
     class Mean(Mechanism):
         def mix(self, q, k, v):
             return v.mean(-2, keepdim=True).expand(-1, -1, q.shape[-2], -1)
 
     x = images(dtype=torch.float32)
-    for name in systems():
+    for name in list_systems():
         if SYSTEMS[name].mechanism is None:
             with pytest.raises(BadInput, match="no attention to replace"):
                 build(name, attention=Mean)
@@ -197,7 +233,7 @@ def test_a_class_or_a_partial_gives_its_own_defaults():
             few = [m for m in made if max(m.queries.tokens, m.keys.tokens) < FEWEST_TOKENS]
             assert {type(m) for m in made if m not in few} == {kind}
             assert {type(m) for m in few} <= {Softmax}
-            assert made[0].reduced == (7 if kind is Nystrom else None)
+            assert made[0].kept == (7 if kind is Nystrom else None)
             assert model(x).shape == (4, 10)
 
 
@@ -205,7 +241,7 @@ def test_defaults_are_the_papers_setting():
     model = build("ViN")
     mechanisms = [m for m in model.modules() if isinstance(m, Mechanism)]
     assert len(mechanisms) == 4
-    assert {(m.heads, m.dim_head, m.reduced, m.queries.tokens) for m in mechanisms} == {
+    assert {(m.heads, m.dim_head, m.kept, m.queries.tokens) for m in mechanisms} == {
         (4, 32, 64, 1025)
     }
     small = build("ViN", image_size=28, patch_size=4, dim=64, depth=1)
@@ -252,7 +288,7 @@ def test_attention_maps_of_a_model():
         ("VIN", {}, r"did you mean"),
         ("ViT", {"image_size": 33, "patch_size": 2}, "33 is not divisible by patch_size 2"),
         ("ViT", {"image_size": (32, 33), "patch_size": 2}, "not divisible"),
-        ("ViT", {"classes": 0}, "classes: expected at least 1, got 0"),
+        ("ViT", {"num_classes": 0}, "num_classes: expected at least 1, got 0"),
         ("ViT", {"depth": 0}, "depth: expected at least 1"),
         ("ViT", {"dim": 100}, "multiple of the head width 32, got 100"),
         ("ViT", {"patch_size": 0}, "patch_size: expected at least 1"),
@@ -260,8 +296,12 @@ def test_attention_maps_of_a_model():
         ("ViT", {"attention": "nyström"}, "legal: softmax, linformer, performer, nystrom"),
         ("ViT", {"attention": partial(Nystrom, landmarks=1025)}, "at most 1024"),
         ("HybridViT", {"patch_size": 16}, "expected 1, 2, 4 or 8 with convolutions, got 16"),
-        ("ViT", {"heads": 3}, "unknown option of ViX .heads.*legal: mixer, embedding"),
+        ("ViT", {"heads": 3}, "unknown option of ViX .heads.*legal: mechanism, mixer, embedding"),
         ("FNet", {"attention": "softmax"}, "FNet has no attention to replace"),
+        ("ViT", {"attention": "nystrom", "mixer": Fourier}, "attention or mixer"),
+        ("ViT-RoPE", {"mixer": Fourier}, "rotary: it turns queries and keys of attention"),
+        ("ViT", {"mixer": "fourier"}, "mixer: expected Callable, got 'fourier'"),
+        ("ResNet-20", {"mixer": Fourier}, "unknown option of ResNet 'mixer'"),
     ],
 )
 def test_bad_input_is_one_clear_line(name, settings, message):
@@ -271,7 +311,7 @@ def test_bad_input_is_one_clear_line(name, settings, message):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"classes": 2.5}, {"patch_size": "2"}, {"image_size": None}, {"rotary": "yes"}]
+    "settings", [{"num_classes": 2.5}, {"patch_size": "2"}, {"image_size": None}, {"rotary": "yes"}]
 )
 def test_wrong_types_are_type_errors(settings):
     with pytest.raises(TypeError):

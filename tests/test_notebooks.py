@@ -22,8 +22,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from vixlib import ROOT
-
+ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
@@ -448,7 +447,9 @@ def good(solution: bool = False) -> Page:
         new.new_markdown_cell(head),
         tagged(COLAB, "colab"),
         tagged("\n".join(f"{line}  # why" for line in PARAMETERS), "parameters"),
-        tagged("from vixlib import experiments, show\n\nfigures = experiments.figures(profile)"),
+        tagged(
+            "from vixlib.paper import experiments, show\n\nfigures = experiments.figures(profile)"
+        ),
         tagged("show.machine(profile)", "nbval-ignore-output"),
         *(tagged(f"x = {i}\nx") for i in range(20)),
         new.new_markdown_cell("**★** How many?"),
@@ -630,7 +631,7 @@ def test_papermill_runs_one_from_any_folder_without_records(elsewhere):
 
 
 def test_solutions_run(elsewhere):
-    from vixlib.reproduce import execute
+    from vixlib.paper.reproduce import execute
 
     if (ROOT / "figures" / "records").exists():
         shutil.copytree(ROOT / "figures" / "records", elsewhere / "figures" / "records")

@@ -12,8 +12,9 @@ from trials_precision import (
     system_trial,
 )
 
-from vixlib import systems
-from vixlib.attention import Grid, Softmax, segment_means
+from vixlib import list_systems
+from vixlib.attention import Grid, segment_means
+from vixlib.fused import Softmax
 from vixlib.layers import OffsetBias, Rotary
 
 
@@ -25,7 +26,7 @@ def test_a_mechanism_follows_float64(mechanism, form, tokens):
     assert all(map(mechanism_holds, seen.values())), seen
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", list_systems())
 @pytest.mark.parametrize("form", ["bfloat16", "autocast to bfloat16"])
 def test_a_system_follows_float64(name, form):
     seen = system_trial(name, form)

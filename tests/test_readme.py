@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vixlib.__main__ import _parser
 from vixlib.errors import BadInput
-from vixlib.reproduce import rendered_readme
+from vixlib.paper.cli import _parser
+from vixlib.paper.readme import rendered_readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -8,18 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SMALL, images, sizes_of, small
 
-from vixlib import build, resized, systems
-from vixlib.attention import Grid, Linformer, Mechanism, Nystrom, Softmax, attention_map
+from vixlib import build, list_systems, resized
+from vixlib.attention import Grid, Mechanism, attention_map
 from vixlib.errors import BadInput
+from vixlib.fused import Linformer, Nystrom, Softmax
 from vixlib.layers import OffsetBias, Positions, Rotary
-from vixlib.models.zoo import SYSTEMS
+from vixlib.systems import SYSTEMS
 
 FIXED = {"MLPMixer", "HybridMLPMixer"}  # their weights are tokens x tokens
-FOLLOWING = [name for name in systems() if name not in FIXED]
+FOLLOWING = [name for name in list_systems() if name not in FIXED]
 ONE_OF_EACH = ["ViL", "ViN-RoPE", "HybridViP", "FNet", "LeViT", "LeViN", "CCL", "CvN", "CvL"]
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", list_systems())
 def test_the_same_size_is_the_same_model(name):
     model, x = small(name).eval(), images(dtype=torch.float32)
     assert torch.equal(resized(model, 16)(x), model(x))
@@ -96,10 +97,10 @@ def test_positions_are_resampled_as_an_image():
     rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(4.0), indexing="ij")
     with torch.no_grad():
         old.table.copy_(torch.stack([rows, columns, rows + columns, 0 * rows, 1 + 0 * rows]))
-    extra = old.extra.detach().clone()
+    prefix = old.prefix.detach().clone()
     old.follow(new)
     table = old.table.detach()
-    assert torch.equal(old.extra, extra)  # CLS has no place
+    assert torch.equal(old.prefix, prefix)  # CLS has no place
     # inside, straight slopes stay straight: a half of a row a row, a third of a column a column
     assert torch.allclose(table[0, 3:9].diff(dim=0), torch.tensor(0.5), atol=1e-5)
     assert torch.allclose(table[1, :, 4:8].diff(dim=1), torch.tensor(1 / 3), atol=0.02)
@@ -114,10 +115,10 @@ def test_linformer_sums_the_same_picture():
     smooth = torch.nn.functional.interpolate(torch.randn(1, 7, 3, 3), (8, 8), mode="bicubic")[0]
     with torch.no_grad():
         linformer.projection.copy_(smooth)
-    flat, extra = smooth.sum((1, 2)), linformer.projection_extra.detach().clone()
+    flat, prefix = smooth.sum((1, 2)), linformer.projection_prefix.detach().clone()
     linformer.follow(Linformer(2, 16, new, new))
     assert linformer.projection.shape == (7, 16, 12)
-    assert torch.equal(linformer.projection_extra, extra)
+    assert torch.equal(linformer.projection_prefix, prefix)
     assert torch.allclose(
         linformer.projection.detach().sum((1, 2)), flat, atol=0.02 * flat.abs().max()
     )
@@ -156,7 +157,7 @@ def test_bias_keeps_distances_as_shares_of_the_image():
 def test_landmarks_and_mixtures_stay_as_many():
     for mechanism in (partial(Nystrom, landmarks=7), partial(Linformer, rank=7)):
         model = build("ViN", attention=mechanism, **SMALL)
-        kept = [m.reduced for m in resized(model, (48, 40)).modules() if isinstance(m, Mechanism)]
+        kept = [m.kept for m in resized(model, (48, 40)).modules() if isinstance(m, Mechanism)]
         assert kept == [7, 7]
     grid = Grid(4, 4)
     nystrom = Nystrom(2, 16, Grid(8, 8), Grid(8, 8), landmarks=40, iterations=24, kernel=None)
@@ -173,4 +174,4 @@ def test_wrong_images_name_the_way_out():
 
 def test_every_system_is_in_one_of_the_lists():
     assert {*FOLLOWING, *FIXED} == set(SYSTEMS)
-    assert {name for name, row in SYSTEMS.items() if row.token_mixer == "tokenmlp"} == FIXED
+    assert {name for name, row in SYSTEMS.items() if row.mixer == "tokenmlp"} == FIXED

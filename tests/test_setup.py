@@ -2,13 +2,16 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from vixlib import ROOT, __version__
+from vixlib import __version__
+
+ROOT = Path(__file__).parents[1]
 
 CONDA = {"pytorch": "torch"}  # conda-forge's names, where they differ
 
@@ -26,8 +29,17 @@ def project():
 
 @pytest.fixture(scope="module")
 def extras(project):
-    named = project["optional-dependencies"].items()
-    return {name: requirements(lines) for name, lines in named}
+    """Of each extra its own requirements and those of the extras that it names."""
+    named = project["optional-dependencies"]
+
+    def whole(name):
+        found = requirements(named[name])
+        for line in map(Requirement, named[name]):
+            for other in line.extras if line.name == "vixlib" else ():
+                found |= whole(other)
+        return found
+
+    return {name: whole(name) for name in named}
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from vixlib import ROOT, experiments, measure, show, systems
-from vixlib.attention import Grid, Linformer, Nystrom, Performer, Softmax
+from vixlib import list_systems, measure, paths
+from vixlib.attention import Grid
 from vixlib.errors import BadInput
-from vixlib.models.zoo import SYSTEMS
+from vixlib.fused import Linformer, Nystrom, Performer, Softmax
+from vixlib.paper import figures, notebook, runs, tables
+from vixlib.systems import FAMILIES, MIXERS, SYSTEMS
 
 
 def record(name, seed=0, top1=40.0, **other):
@@ -47,7 +49,7 @@ def logs(monkeypatch):
     rows = [("ViT", "cifar10", "top1_best", "56.82"), ("ViT", "cifar10", "top1_last", "54.92")]
     rows += [("ViL", "cifar10", "top1_best", "50.65"), ("ViT", "tiny-imagenet", "top1_best", "9")]
     table = pd.DataFrame(rows, columns=["system", "dataset", "quantity", "value"])
-    monkeypatch.setattr(experiments, "published", lambda: table)
+    monkeypatch.setattr(tables, "published", lambda: table)
 
 
 def row(table, name):
@@ -58,7 +60,7 @@ def row(table, name):
 
 
 def test_one_seed_shows_no_spread(logs):
-    table = show.results(pd.DataFrame([record("ViT", top1=43.21)]))
+    table = tables.results(pd.DataFrame([record("ViT", top1=43.21)]))
     assert table.columns.name == "system"
     assert row(table, "ViT") == {
         "logged": "56.82",
@@ -72,7 +74,7 @@ def test_one_seed_shows_no_spread(logs):
 
 
 def test_several_seeds_show_the_t_interval_and_their_number(logs):
-    table = show.results(pd.DataFrame([record("ViT", s, t) for s, t in enumerate((40, 42, 44))]))
+    table = tables.results(pd.DataFrame([record("ViT", s, t) for s, t in enumerate((40, 42, 44))]))
     # t(2 degrees of freedom, 97.5 %) = 4.3027; the standard deviation is 2
     assert row(table, "ViT")["ours"] == f"42.0 ± {4.3027 * 2 / math.sqrt(3):.1f} (3)"
     assert row(table, "ViT")["difference"] == "−14.8"
@@ -80,7 +82,7 @@ def test_several_seeds_show_the_t_interval_and_their_number(logs):
 
 def test_missing_and_stale_are_told(logs):
     rows = [record("ViT", status="stale"), missing("ViN"), record("ViL"), missing("ViL", 1)]
-    table = show.results(pd.DataFrame(rows))
+    table = tables.results(pd.DataFrame(rows))
     assert list(table.index) == ["ViT", "ViN", "ViL"]
     assert list(table["status"]) == ["stale", "vix train ViN", "vix train ViL"]
     assert set(row(table, "ViN").values()) == {"", "vix train ViN"}
@@ -90,42 +92,42 @@ def test_missing_and_stale_are_told(logs):
 def test_divergence_stands_where_the_number_would(logs):
     rows = [record("ViT"), diverged("ViN"), diverged("ViL"), diverged("ViL", 1)]
     rows += [record("ViP", s, t) for s, t in enumerate((40, 42, 44))] + [diverged("ViP", 3)]
-    table = show.results(pd.DataFrame(rows))
+    table = tables.results(pd.DataFrame(rows))
     several = f"42.0 ± {4.3027 * 2 / math.sqrt(3):.1f} (3), 1 diverged"
     assert list(table["ours"]) == ["40.0", "diverged", "2 diverged", several]
     assert row(table, "ViL")["logged"] == "50.65"
     assert row(table, "ViL")["difference"] == ""
     assert row(table, "ViN")["peak MB"] == "1,234"
-    alone = show.results(pd.DataFrame([diverged("ViN")]))
+    alone = tables.results(pd.DataFrame([diverged("ViN")]))
     assert list(alone["ours"]) == ["diverged"]
-    stale = show.results(pd.DataFrame([record("ViT"), diverged("ViN") | {"status": "stale"}]))
+    stale = tables.results(pd.DataFrame([record("ViT"), diverged("ViN") | {"status": "stale"}]))
     assert list(stale["ours"]) == ["40.0", "diverged"]
     assert list(stale["status"]) == ["", "stale"]
-    best = show.results(pd.DataFrame([record("ViT", top1_best=57.0), diverged("ViN")]))
+    best = tables.results(pd.DataFrame([record("ViT", top1_best=57.0), diverged("ViN")]))
     assert list(best["ours best"]) == ["57.0", "diverged"]
 
 
 def test_results_without_any_record(logs):
-    table = show.results(pd.DataFrame([missing("ViT"), missing("ViN")]))
+    table = tables.results(pd.DataFrame([missing("ViT"), missing("ViN")]))
     assert list(table["ours"]) == ["", ""]
     assert row(table, "ViT")["logged"] == "56.82"
     assert list(table["status"]) == ["vix train ViT", "vix train ViN"]
 
 
 def test_a_system_without_a_log_has_no_difference(logs):
-    table = show.results(pd.DataFrame([record("ViN")]))
+    table = tables.results(pd.DataFrame([record("ViN")]))
     assert (table.loc["ViN", ["logged", "difference"]] == "").all()
 
 
 def test_another_dataset_is_not_compared(logs):
-    table = show.results(pd.DataFrame([record("ViT", dataset="digits", profile="quick")]))
+    table = tables.results(pd.DataFrame([record("ViT", dataset="digits", profile="quick")]))
     assert (table.loc["ViT", ["logged", "difference"]] == "").all()
 
 
 def test_like_is_compared_with_like(logs):
     """As released, the best epoch on the test set stands beside the last one."""
     records = pd.DataFrame([record("ViT", top1=54.0, top1_best=57.0, recipe="as-released")])
-    best, last = show.results(records), show.results(records, quantity="top1_last")
+    best, last = tables.results(records), tables.results(records, quantity="top1_last")
     assert row(best, "ViT")["ours best"] == "57.0"
     assert row(best, "ViT")["difference"] == "+0.2"
     assert "ours best" not in last
@@ -133,27 +135,27 @@ def test_like_is_compared_with_like(logs):
 
 
 def test_the_real_log_is_read():
-    assert show.results(pd.DataFrame([record("ViT")])).loc["ViT", "logged"] == "56.82"
+    assert tables.results(pd.DataFrame([record("ViT")])).loc["ViT", "logged"] == "56.82"
 
 
 def test_plan():
-    table = show.plan(experiments.runs(["ViT", "ViN"], "laptop", seeds=2))
+    table = tables.plan(runs.runs(["ViT", "ViN"], "laptop", seeds=2))
     assert len(table) == 4
     first = table.iloc[0].to_dict()
     assert (first["system"], first["dataset"], first["seed"]) == ("ViT", "CIFAR-10", 0)
     assert (first["tokens"], first["epochs"], first["recipe"]) == ("256", 6, "fair")
 
 
-@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("profile", runs.PROFILES)
 def test_machine_says_what_a_profile_means(profile):
-    table = show.machine(profile)
+    table = tables.machine(profile)
     assert table.loc["profile", ""] == profile
     assert "CIFAR-10" in table.loc["images", ""] or profile == "quick"
 
 
 def test_machine_refuses_an_unknown_profile():
     with pytest.raises(BadInput, match="quick, laptop, paper"):
-        show.machine("labtop")
+        tables.machine("labtop")
 
 
 # ---- text ----
@@ -162,12 +164,13 @@ def test_machine_refuses_an_unknown_profile():
 @pytest.fixture
 def shown(monkeypatch):
     seen = []
-    monkeypatch.setattr(show, "_display", seen.append)
+    for module in (notebook, figures):
+        monkeypatch.setattr(module, "display", seen.append)
     return seen
 
 
 def test_guess_hides_its_answer(shown):
-    assert show.guess(1025**2) is None
+    assert notebook.guess(1025**2) is None
     html = shown[0].data
     assert "1,050,625" in html
     summary, answer = re.search(r"<summary>(.*)</summary>(.*)</details>", html).groups()
@@ -180,35 +183,37 @@ def test_guess_hides_its_answer(shown):
 
 @pytest.mark.parametrize(("value", "text"), [(True, "True"), ("a < b", "a &lt; b"), (0.5, "0.5")])
 def test_guess_shows_any_answer(shown, value, text):
-    show.guess(value)
+    notebook.guess(value)
     assert f"<strong>{text}</strong>" in shown[0].data
 
 
 def test_source_is_the_library_s_own(shown):
-    show.source(Performer, Performer.mix)
+    notebook.source(Performer, Performer.mix)
     whole, method = (markdown.data for markdown in shown)
-    assert whole.startswith("```python\nclass Performer(Mechanism):")
+    assert whole.startswith("```python\nclass Performer(attention.Performer):")
     assert method.startswith("```python\ndef mix(self")
     for text in (whole, method):
-        assert text.endswith("```\n<sub>vixlib/attention.py</sub>")
-        assert str(ROOT) not in text
+        assert text.endswith("```\n<sub>vixlib/fused.py</sub>")
+        assert str(paths.CHECKOUT) not in text
 
 
 def test_the_library_works_without_ipython():
-    code = "import sys; sys.modules['IPython'] = None; import vixlib.show as s; s.crossings"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    code = "import sys; sys.modules['IPython'] = None; import vixlib.paper.show as s; s.curves"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.CHECKOUT)
 
 
 # ---- figures ----
 
 
 def test_every_system_has_a_colour_and_a_host():
-    mixers = {row.token_mixer for row in SYSTEMS.values()}
-    assert mixers == set(show.PALETTE)
-    assert len({*show.PALETTE.values(), show.YOURS}) == len(show.PALETTE) + 1
-    assert {show.host(name) for name in systems()} == set(show.HOSTS)
-    assert len({marker for marker, _ in show.HOSTS.values()}) == len(show.HOSTS)
-    assert show.color("HybridViN-RoPE") == show.color("ViN") == show.PALETTE["nystrom"]
+    mixers = {row.mixer for row in SYSTEMS.values()}
+    assert mixers == set(MIXERS)
+    assert len({figures.YOURS, *(row.color for row in MIXERS.values())}) == len(MIXERS) + 1
+    assert len({row.title for row in MIXERS.values()}) == len(MIXERS)
+    assert len({family.look for family in FAMILIES}) == len(figures.KINDS)
+    assert {figures.kind(name) for name in list_systems()} == set(figures.KINDS)
+    assert len({marker for marker, _ in figures.KINDS.values()}) == len(figures.KINDS)
+    assert figures.color("HybridViN-RoPE") == figures.color("ViN") == MIXERS["nystrom"].color
 
 
 GRID = Grid(4, 4, 1)
@@ -226,7 +231,7 @@ TIMES = pd.DataFrame(
     + [(n, "nystrom m 256", 900.0 * n) for n in (1024,)],
     columns=["tokens", "mechanism", "ours_ms"],
 )
-RECORDS = pd.DataFrame([record(name, top1=30.0 + i) for i, name in enumerate(systems())])
+RECORDS = pd.DataFrame([record(name, top1=30.0 + i) for i, name in enumerate(list_systems())])
 SEEDS = pd.DataFrame([record(name, s, 40.0 + s) for name in ("ViT", "ViN") for s in range(3)])
 PARTLY = pd.DataFrame([record("ViT", status="stale"), missing("ViN")])
 NONE = pd.DataFrame([missing("ViT")])
@@ -243,40 +248,40 @@ LENGTHS = pd.DataFrame(
 )
 PICTURE = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
 PLOTS = {
-    "images": lambda save: show.images(PICTURE.expand(12, 3, 16, 16), range(12), save=save),
-    "images, normalised": lambda save: show.images(torch.rand(2, 3, 8, 8) * 2 - 1, save=save),
-    "tokens": lambda save: show.tokens(PICTURE, 4, save=save),
-    "tokens, no CLS": lambda save: show.tokens(PICTURE, 1, cls=False, save=save),
-    "maps": lambda save: show.attention_maps(MAPS, GRID, save=save),
-    "maps of a query": lambda save: show.attention_maps(MAPS, GRID, query=(1, 2), save=save),
-    "curves": lambda save: show.curves(RECORDS, save=save),
-    "curves of seeds": lambda save: show.curves(SEEDS, "train_accuracy", save=save),
-    "curves, partly": lambda save: show.curves(PARTLY, save=save),
-    "curves, none": lambda save: show.curves(NONE, save=save),
-    "curves, nothing": lambda save: show.curves(pd.DataFrame(), save=save),
-    "curves, some diverged": lambda save: show.curves(LOST, save=save),
-    "curves, all diverged": lambda save: show.curves(LOST[2:3], save=save),
-    "tradeoff, some diverged": lambda save: show.tradeoff(LOST, save=save),
-    "tradeoff, all diverged": lambda save: show.tradeoff(LOST[1:3], save=save),
-    "tradeoff": lambda save: show.tradeoff(RECORDS, save=save),
-    "tradeoff of FLOPs": lambda save: show.tradeoff(SEEDS, "flops", save=save),
-    "tradeoff, none": lambda save: show.tradeoff(NONE, save=save),
-    "cost": lambda save: show.cost(COSTS, save=save),
-    "cost in time": lambda save: show.cost(
+    "images": lambda save: figures.images(PICTURE.expand(12, 3, 16, 16), range(12), save=save),
+    "images, normalised": lambda save: figures.images(torch.rand(2, 3, 8, 8) * 2 - 1, save=save),
+    "tokens": lambda save: figures.tokens(PICTURE, 4, save=save),
+    "tokens, no CLS": lambda save: figures.tokens(PICTURE, 1, cls=False, save=save),
+    "maps": lambda save: figures.attention_maps(MAPS, GRID, save=save),
+    "maps of a query": lambda save: figures.attention_maps(MAPS, GRID, query=(1, 2), save=save),
+    "curves": lambda save: figures.curves(RECORDS, save=save),
+    "curves of seeds": lambda save: figures.curves(SEEDS, "train_accuracy", save=save),
+    "curves, partly": lambda save: figures.curves(PARTLY, save=save),
+    "curves, none": lambda save: figures.curves(NONE, save=save),
+    "curves, nothing": lambda save: figures.curves(pd.DataFrame(), save=save),
+    "curves, some diverged": lambda save: figures.curves(LOST, save=save),
+    "curves, all diverged": lambda save: figures.curves(LOST[2:3], save=save),
+    "tradeoff, some diverged": lambda save: figures.tradeoff(LOST, save=save),
+    "tradeoff, all diverged": lambda save: figures.tradeoff(LOST[1:3], save=save),
+    "tradeoff": lambda save: figures.tradeoff(RECORDS, save=save),
+    "tradeoff of FLOPs": lambda save: figures.tradeoff(SEEDS, "flops", save=save),
+    "tradeoff, none": lambda save: figures.tradeoff(NONE, save=save),
+    "cost": lambda save: figures.cost(COSTS, save=save),
+    "cost in time": lambda save: figures.cost(
         TIMES, save, quantity="ours_ms", against="naive softmax"
     ),
-    "cost, none": lambda save: show.cost(TIMES[:0], save, quantity="ours_ms"),
-    "against": lambda save: show.against(LENGTHS, save=save),
-    "against FLOPs": lambda save: show.against(
+    "cost, none": lambda save: figures.cost(TIMES[:0], save, quantity="ours_ms"),
+    "against": lambda save: figures.against(LENGTHS, save=save),
+    "against FLOPs": lambda save: figures.against(
         LENGTHS.assign(training_flops=LENGTHS["tokens"] * 1e9),
         "training_flops",
         "top1",
         "equal",
         save,
     ),
-    "against, some diverged": lambda save: show.against(LOST.assign(tokens=64), save=save),
-    "against, none": lambda save: show.against(NONE, save=save),
-    "against, of no records": lambda save: show.against(
+    "against, some diverged": lambda save: figures.against(LOST.assign(tokens=64), save=save),
+    "against, none": lambda save: figures.against(NONE, save=save),
+    "against, of no records": lambda save: figures.against(
         LENGTHS[["system", "tokens", "flops"]], y="flops", save=save, caption="counted"
     ),
 }
@@ -307,35 +312,35 @@ def test_a_figure_is_the_same_bytes_each_time(name, tmp_path):
 
 def test_a_plot_is_displayed_once_and_only_in_a_notebook(shown, monkeypatch):
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    show.cost(COSTS)
+    figures.cost(COSTS)
     assert not shown
     monkeypatch.setitem(sys.modules, "ipykernel", object())
-    show.cost(COSTS)
+    figures.cost(COSTS)
     assert len(shown) == 1
     assert shown[0].data.startswith(b"\x89PNG")
 
 
 def test_only_png(tmp_path):
     with pytest.raises(BadInput, match=r"\.png"):
-        show.cost(COSTS, save=tmp_path / "cost.svg")
+        figures.cost(COSTS, save=tmp_path / "cost.svg")
 
 
 def test_variants_of_a_mechanism_are_told_apart(monkeypatch):
-    figures = []
-    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
-    show.cost(TIMES, quantity="ours_ms")
-    lines = [line for line in figures[0].axes[0].get_lines() if line.get_linestyle() != "None"]
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
+    figures.cost(TIMES, quantity="ours_ms")
+    lines = [line for line in drawn[0].axes[0].get_lines() if line.get_linestyle() != "None"]
     looks = {(line.get_color(), line.get_linestyle()) for line in lines}
     assert len(looks) == 4
-    assert {style for tint, style in looks if tint == show.PALETTE["softmax"]} == {"-", "--"}
-    assert figures[0].axes[0].get_ylabel() == "time (ms)"
+    assert {style for tint, style in looks if tint == MIXERS["softmax"].color} == {"-", "--"}
+    assert drawn[0].axes[0].get_ylabel() == "time (ms)"
     with pytest.raises(BadInput, match="quantity"):
-        show.cost(TIMES, quantity="euros")
+        figures.cost(TIMES, quantity="euros")
 
 
 def test_labels_of_crossings_stay_within_the_axes(monkeypatch):
-    figures = []
-    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
     ways = {"softmax": (Softmax, 0), "performer": (Performer, 0)}
     ways |= {f"linformer k {r}": (partial(Linformer, rank=r), r) for r in (64, 256)}
     ways |= {f"nystrom m {m}": (partial(Nystrom, landmarks=m), m) for m in (64, 256)}
@@ -345,8 +350,8 @@ def test_labels_of_crossings_stay_within_the_axes(monkeypatch):
         for n in (2**i for i in range(6, 15))
         if n > reduced
     ]
-    show.cost(pd.DataFrame(costs, columns=["tokens", "mechanism", "flops"]))
-    (fig,) = figures
+    figures.cost(pd.DataFrame(costs, columns=["tokens", "mechanism", "flops"]))
+    (fig,) = drawn
     fig.draw_without_rendering()  # the last layout, names beside the axes taken into account
     (ax,) = fig.axes
     labels = [text for text in ax.texts if text.get_text().endswith("tokens")]
@@ -357,33 +362,33 @@ def test_labels_of_crossings_stay_within_the_axes(monkeypatch):
 
 
 def test_captions_tell_seeds_and_staleness():
-    assert "· 3 seeds: mean" in show._of(SEEDS.drop(columns="seed"))
-    assert show._of(RECORDS) == "laptop profile · CIFAR-10 · 1 seed · recipe fair"
-    assert "· 3 seeds: mean and 95 % interval ·" in show._of(SEEDS)
-    assert show._of(PARTLY[:1]).endswith("some stale")
+    assert "· 3 seeds: mean" in figures._of(SEEDS.drop(columns="seed"))
+    assert figures._of(RECORDS) == "laptop profile · CIFAR-10 · 1 seed · recipe fair"
+    assert "· 3 seeds: mean and 95 % interval ·" in figures._of(SEEDS)
+    assert figures._of(PARTLY[:1]).endswith("some stale")
 
 
 def test_figures_tell_divergence(monkeypatch):
-    figures = []
-    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
-    for plot in (show.curves, show.tradeoff):
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
+    for plot in (figures.curves, figures.tradeoff):
         plot(LOST)
         plot(LOST[2:3])
-        some, every = figures[-2:]
+        some, every = drawn[-2:]
         assert "diverged: ViN, ViL" in some._supxlabel.get_text()
         assert "ViL" not in [text.get_text() for ax in some.axes for text in ax.texts]
         assert [text.get_text() for text in every.axes[0].texts] == ["diverged: ViL"]
-    lines = figures[0].axes[1].get_lines()  # each as far as it went
+    lines = drawn[0].axes[1].get_lines()  # each as far as it went
     assert sorted(len(line.get_xdata()) for line in lines) == [1, 3]
 
 
 def test_a_line_a_system_and_a_style(monkeypatch):
-    figures = []
-    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
     epochs = LENGTHS.query("equal == 'epochs'")
-    show.against(epochs)
-    show.against(LENGTHS, style="equal")
-    for fig, styles in zip(figures, (1, 2), strict=True):
+    figures.against(epochs)
+    figures.against(LENGTHS, style="equal")
+    for fig, styles in zip(drawn, (1, 2), strict=True):
         (ax,) = fig.axes
         lines = [line for line in ax.get_lines() if len(set(line.get_xdata())) > 1]
         assert len(lines) == 2 * styles
@@ -392,35 +397,35 @@ def test_a_line_a_system_and_a_style(monkeypatch):
         assert [text.get_text() for text in ax.texts] == ["ViT", "ViN"]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "64"]
         assert "· 3 seeds" in fig._supxlabel.get_text()
-    assert figures[1]._supxlabel.get_text().endswith("solid: epochs · dashed: cost")
+    assert drawn[1]._supxlabel.get_text().endswith("solid: epochs · dashed: cost")
     with pytest.raises(BadInput, match="at most 3 values"):
-        show.against(LENGTHS.assign(equal=range(len(LENGTHS))), style="equal")
+        figures.against(LENGTHS.assign(equal=range(len(LENGTHS))), style="equal")
     with pytest.raises(BadInput, match="quantity"):
-        show.against(LENGTHS, y="luck")
+        figures.against(LENGTHS, y="luck")
 
 
 def test_spread_keeps_order_distance_and_bounds():
     places = [0.5, 0.51, 0.9, 0.49, 1.2]
-    moved = show.spread(places, 0.1)
+    moved = figures.spread(places, 0.1)
     assert list(np.argsort(moved)) == list(np.argsort(places))
     assert np.diff(np.sort(moved)).min() > 0.1 - 1e-9
     assert moved.min() >= 0
     assert moved.max() <= 1
-    assert show.spread([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
+    assert figures.spread([0.2, 0.8], 0.1) == pytest.approx([0.2, 0.8])
 
 
 def test_labels_do_not_overlap(monkeypatch):
-    figures = []
-    monkeypatch.setattr(show, "_finish", lambda fig, save: figures.append(fig))
+    drawn = []
+    monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
     draw = np.random.default_rng(0)
     for _ in range(5):  # twenty points, crowded at low costs
         cost, top1 = draw.lognormal(4.5, 0.4, len(RECORDS)), draw.uniform(38, 55, len(RECORDS))
-        show.tradeoff(RECORDS.assign(peak_memory_mb=cost, top1=top1))
-    show.curves(RECORDS)
-    for fig in figures:
+        figures.tradeoff(RECORDS.assign(peak_memory_mb=cost, top1=top1))
+    figures.curves(RECORDS)
+    for fig in drawn:
         fig.draw_without_rendering()
         for ax in fig.axes:
-            boxes = [show.Text.get_window_extent(text).padded(-1) for text in ax.texts]
+            boxes = [Text.get_window_extent(text).padded(-1) for text in ax.texts]
             for i, box in enumerate(boxes):
                 assert not box.count_overlaps(boxes[:i])
 
@@ -428,24 +433,24 @@ def test_labels_do_not_overlap(monkeypatch):
 def test_crossings_are_found_between_points():
     n = np.array([16.0, 64, 256, 1024])
     square, line = pd.Series(n**2, n), pd.Series(100 * n, n)
-    assert show.crossings(square, line) == [pytest.approx((100, 10_000))]
-    assert show.crossings(square, square) == []
+    assert tables.crossings(square, line) == [pytest.approx((100, 10_000))]
+    assert tables.crossings(square, square) == []
 
 
 def test_gap_says_what_the_seeds_resolve(capsys):
     frame = pd.DataFrame({"system": ["ViT", "ViN", "ViL"], "top1": [48.0, 46.6, 42.0]})
     for one in ("ViN", "ViL", "ViP"):
-        show.gap(frame, one, "ViT")
+        notebook.gap(frame, one, "ViT")
     assert capsys.readouterr().out.splitlines() == [
         "ViN − ViT: −1.4 points, within the noise of one seed, about ±3.0",
         "ViL − ViT: −6.0 points, beyond the noise of one seed, about ±3.0",
         "ViP − ViT: no records yet",
     ]
-    show.gap(LOST, "ViT", "ViN")  # two seeds of three would be a choice by the outcome
+    notebook.gap(LOST, "ViT", "ViN")  # two seeds of three would be a choice by the outcome
     assert capsys.readouterr().out == "ViT − ViN: diverged: ViN\n"
     several = pd.DataFrame({"system": ["ViT"] * 3 + ["ViN"] * 3})
     several["top1"] = [48.0, 48.1, 47.9, 47.0, 47.1, 46.9]
-    show.gap(several, "ViN", "ViT")
+    notebook.gap(several, "ViN", "ViT")
     said = "ViN − ViT: −1.0 points, beyond the noise of 3 seeds, ±0.4\n"
     assert capsys.readouterr().out == said
 
@@ -462,26 +467,26 @@ def test_gap_says_what_the_seeds_resolve(capsys):
     ],
 )
 def test_verdict(answer, right, said, capsys):
-    show.verdict(answer, right)
+    notebook.verdict(answer, right)
     assert capsys.readouterr().out == f"{said}\n"
 
 
 def test_where_a_line_is_cheaper_is_said():
     n = np.array([64.0, 256, 1024, 4096])
     square, line = pd.Series(n**2, n), pd.Series(400 * n, n)
-    assert show.cheaper(line, square) == "400 to 4,096"
-    assert show.cheaper(square, line) == "64 to 400"
-    assert show.cheaper(line[2:], square) == "1,024 to 4,096"
-    assert show.cheaper(square[2:], line) == "nowhere to 4,096"
-    assert show.cheaper(square, square) == "nowhere to 4,096"
-    assert show.cheaper(pd.Series([1.0, 9, 1, 1], n), pd.Series([2.0] * 4, n)) == (
+    assert tables.cheaper(line, square) == "400 to 4,096"
+    assert tables.cheaper(square, line) == "64 to 400"
+    assert tables.cheaper(line[2:], square) == "1,024 to 4,096"
+    assert tables.cheaper(square[2:], line) == "nowhere to 4,096"
+    assert tables.cheaper(square, square) == "nowhere to 4,096"
+    assert tables.cheaper(pd.Series([1.0, 9, 1, 1], n), pd.Series([2.0] * 4, n)) == (
         "64 to 99 and 661 to 4,096"
     )
-    assert show.cheaper(line[:0], square) == "not measured"
+    assert tables.cheaper(line[:0], square) == "not measured"
 
 
 def test_variants_keep_their_mechanisms_colour():
-    assert show._look("nystrom m 64") == ("Nyström m 64", show.PALETTE["nystrom"])
-    assert show._look("naive softmax") == ("naive softmax", show.PALETTE["softmax"])
-    assert show._look("ViL, rank 64") == ("ViL, rank 64", show.PALETTE["linformer"])
-    assert show._look("mine") == ("mine", show.YOURS)
+    assert figures._look("nystrom m 64") == ("Nyström m 64", MIXERS["nystrom"].color)
+    assert figures._look("naive softmax") == ("naive softmax", MIXERS["softmax"].color)
+    assert figures._look("ViL, rank 64") == ("ViL, rank 64", MIXERS["linformer"].color)
+    assert figures._look("mine") == ("mine", figures.YOURS)

@@ -1,4 +1,4 @@
-"""Each mechanism between its projections is its textbook form, forward and backward."""
+"""Each fused mechanism and layer is its textbook form, forward and backward."""
 
 from copy import deepcopy
 from functools import partial
@@ -9,33 +9,33 @@ from small import random
 from torch import nn
 from torch.autograd import grad
 
-from benchmarks import plain
-from vixlib.attention import Grid, Linformer, Nystrom, Performer, Softmax
-from vixlib.layers import Fourier, self_attention
+from vixlib import attention, layers, self_attention
+from vixlib.attention import Grid
+from vixlib.fused import Fourier, Linformer, MultiHead, Nystrom, Performer, Softmax
 
 
 class WithBias(Linformer):
     qkv_bias = True
 
 
-class PlainWithBias(plain.PlainLinformer):
+class TextbookWithBias(attention.Linformer):
     qkv_bias = True
 
 
 GRIDS = {"65": Grid(8, 8, 1), "96, no CLS": Grid(8, 12), "1,024": Grid(31, 33, 1)}
 FORMS = {
-    "softmax": (Softmax, plain.PlainSoftmax, {}),
-    "linformer": (Linformer, plain.PlainLinformer, {}),
-    "linformer, few mixtures": (Linformer, plain.PlainLinformer, {"rank": 4}),
-    "linformer, many mixtures": (Linformer, plain.PlainLinformer, {"rank": 60}),
-    "linformer, one key head": (Linformer, plain.PlainLinformer, {"kv_heads": 1}),
-    "linformer, shared": (Linformer, plain.PlainLinformer, {"shared": True, "kv_heads": 1}),
-    "linformer, biases": (WithBias, PlainWithBias, {}),
-    "performer": (Performer, plain.PlainPerformer, {}),
-    "performer, few features": (Performer, plain.PlainPerformer, {"features": 7}),
-    "nystrom": (Nystrom, plain.PlainNystrom, {}),
-    "nystrom, many landmarks": (Nystrom, plain.PlainNystrom, {"landmarks": 60}),
-    "nystrom, one step": (Nystrom, plain.PlainNystrom, {"landmarks": 9, "iterations": 1}),
+    "softmax": (Softmax, attention.Softmax, {}),
+    "linformer": (Linformer, attention.Linformer, {}),
+    "linformer, few mixtures": (Linformer, attention.Linformer, {"rank": 4}),
+    "linformer, many mixtures": (Linformer, attention.Linformer, {"rank": 60}),
+    "linformer, one key head": (Linformer, attention.Linformer, {"kv_heads": 1}),
+    "linformer, shared": (Linformer, attention.Linformer, {"shared": True, "kv_heads": 1}),
+    "linformer, biases": (WithBias, TextbookWithBias, {}),
+    "performer": (Performer, attention.Performer, {}),
+    "performer, few features": (Performer, attention.Performer, {"features": 7}),
+    "nystrom": (Nystrom, attention.Nystrom, {}),
+    "nystrom, many landmarks": (Nystrom, attention.Nystrom, {"landmarks": 60}),
+    "nystrom, one step": (Nystrom, attention.Nystrom, {"landmarks": 9, "iterations": 1}),
 }
 
 
@@ -65,14 +65,34 @@ def hold(ours: nn.Module, textbook: nn.Module, *shape: int) -> None:
 def test_a_mechanism_is_its_textbook_form(form, grid, rotary):
     ours, textbook, options = FORMS[form]
     build = partial(self_attention, 64, GRIDS[grid], dim_head=16, rotary=rotary)
-    layers = [build(mechanism=partial(each, **options)) for each in (ours, textbook)]
-    hold(*layers, 2, GRIDS[grid].tokens, 64)
+    made, other = (build(mechanism=partial(each, **options)) for each in (ours, textbook))
+    other.early = False  # the textbook projects all tokens, then mixes
+    hold(made, other, 2, GRIDS[grid].tokens, 64)
+
+
+def unfused(made: MultiHead) -> layers.MultiHead:
+    """The textbook layer around copies of the same modules."""
+    parts = [deepcopy(getattr(made, name)) for name in ("mechanism", "q", "k", "v", "out")]
+    options = {"rotary": made.rotary, "bias": made.bias, "scale": made.scale}
+    return layers.MultiHead(*parts, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_layer_is_its_textbook_form(form, rotary):
+    """Whether tokens are mixed before they are projected or after."""
+    ours, _, options = FORMS[form]
+    mechanism = partial(ours, **options)
+    made = self_attention(64, GRIDS["65"], mechanism=mechanism, dim_head=16, rotary=rotary)
+    assert type(unfused(made)) is layers.MultiHead
+    hold(made, unfused(made), 2, 65, 64)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 64, 65, 1024])
 @pytest.mark.parametrize("dim", [1, 2, 3, 64, 65])
 def test_fourier_is_one_transform(tokens, dim):
-    hold(Fourier(dim, Grid(1, tokens)), plain.PlainFourier(dim, Grid(1, tokens)), 2, tokens, dim)
+    grid = Grid(1, tokens)
+    hold(Fourier(dim, grid), layers.Fourier(dim, grid), 2, tokens, dim)
 
 
 def test_tokens_are_mixed_first_where_that_is_cheaper():

@@ -20,23 +20,18 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from vixlib import data, experiments
+from vixlib import data, list_systems
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError
-from vixlib.experiments import (
-    PROFILES,
-    QUEUE,
-    RECIPES,
-    VOLATILE,
-    Run,
-    load,
-    perform,
-    read,
-    unfinished,
-)
 from vixlib.layers import Residual
-from vixlib.models.zoo import systems
-from vixlib.train import Checkpoint, TimeUp, compile_blocks, evaluate, fit, learn, write_whole
+from vixlib.paper import runs, training
+from vixlib.paper.records import VOLATILE, files, load, unfinished
+from vixlib.paper.runs import PROFILES, RECIPES, Run
+from vixlib.paper.training import perform, read
+from vixlib.paths import atomic_write
+from vixlib.systems import TABLES
+from vixlib.train import Checkpoint, TimeUp, compile_blocks, evaluate, fit, learn
 
+QUEUE = [name for table in TABLES.values() for name in table]
 RUN = Run("ViN", "quick", overrides=(("epochs", 3), ("train_images", 500)))
 
 
@@ -50,7 +45,7 @@ def steady(record):
 def record(tmp_path_factory):
     """The record of RUN, trained in one go."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "ROOT", tmp_path_factory.mktemp("once"))
+        patch.setenv("VIXLIB_ROOT", str(tmp_path_factory.mktemp("once")))
         return perform(RUN)
 
 
@@ -87,12 +82,12 @@ def time_is_up(monkeypatch, at: int) -> None:
             looks = 0
             raise TimeUp
 
-    monkeypatch.setattr("vixlib.train.check", check)
+    monkeypatch.setattr("vixlib.train.stop_at", check)
 
 
 def test_equal_runs_give_equal_records(record, root):
     assert steady(perform(RUN)) == steady(record)
-    assert steady(json.loads(RUN.path.read_text())) == steady(record)
+    assert steady(json.loads(files(RUN).record.read_text())) == steady(record)
 
 
 def test_another_seed_gives_another_record(record, root):
@@ -119,14 +114,14 @@ def test_killed_and_resumed(root):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not run.path.exists()
+    assert not files(run).record.exists()
     begun = torch.load(checkpoint, weights_only=True)["state"]["epoch"]
     assert 1 <= begun < 12
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"epoch {begun + 1}/12" in out
     assert f"epoch {begun}/12" not in out
-    resumed = json.loads(run.path.read_text())
-    run.path.unlink()
+    resumed = json.loads(files(run).record.read_text())
+    files(run).record.unlink()
     assert steady(perform(run)) == steady(resumed)
 
 
@@ -320,12 +315,12 @@ def wild(tmp_path_factory):
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "ROOT", tmp_path_factory.mktemp("wild"))
-        patch.setattr(experiments, "_training_memory", lambda *_: 0.0)  # a step of its own
+        patch.setenv("VIXLIB_ROOT", str(tmp_path_factory.mktemp("wild")))
+        patch.setattr(training, "_training_memory", lambda *_: 0.0)  # a step of its own
         patch.setattr("torch.nn.functional.cross_entropy", listen)
         record = perform(WILD)
-        assert json.loads(WILD.path.read_text(), parse_constant=pytest.fail) == record
-        assert WILD.checkpoint.exists() == (record["diverged_epoch"] > 1)
+        assert json.loads(files(WILD).record.read_text(), parse_constant=pytest.fail) == record
+        assert files(WILD).checkpoint.exists() == (record["diverged_epoch"] > 1)
     return record, losses
 
 
@@ -344,22 +339,22 @@ def test_a_run_that_diverges_has_a_record(wild, record):
 
 
 def test_a_diverged_run_is_known_and_not_trained_again(wild, root, capsys):
-    WILD.weights.parent.mkdir(parents=True)
-    WILD.weights.write_text("of an earlier training")
+    files(WILD).weights.parent.mkdir(parents=True)
+    files(WILD).weights.write_text("of an earlier training")
     assert steady(perform(WILD)) == steady(wild[0])
-    assert not WILD.weights.exists()
-    written = WILD.path.read_bytes()
+    assert not files(WILD).weights.exists()
+    written = files(WILD).record.read_bytes()
     assert load(WILD)["status"] == "diverged"
     assert unfinished([WILD]) == []
     frame = read([WILD], train=True)
     assert capsys.readouterr().out == "0 read, 0 trained, 0 missing, 0 stale, 1 diverged\n"
     assert frame["status"].tolist() == ["diverged"]
     assert frame["top1"].isna().all()
-    assert WILD.path.read_bytes() == written
-    WILD.path.write_text(json.dumps(wild[0] | {"fingerprint": [0.0] * 80}))
+    assert files(WILD).record.read_bytes() == written
+    files(WILD).record.write_text(json.dumps(wild[0] | {"fingerprint": [0.0] * 80}))
     assert load(WILD)["status"] == "stale"
     assert unfinished([WILD]) == [WILD]
-    WILD.path.write_text(json.dumps({k: v for k, v in wild[0].items() if k != "status"}))
+    files(WILD).record.write_text(json.dumps({k: v for k, v in wild[0].items() if k != "status"}))
     with pytest.raises(RecordError):  # a number is missing, and nothing says why
         load(WILD)
 
@@ -388,7 +383,7 @@ def test_the_last_look_at_the_whole_test_set_counts(root, monkeypatch):
         return evaluate(*arguments, **options) if len(calls) == 1 else (math.nan, math.nan)
 
     monkeypatch.setattr("vixlib.train.evaluate", look)
-    monkeypatch.setattr(experiments, "evaluate", look)
+    monkeypatch.setattr(training, "evaluate", look)
     run = Run("FNet", "quick", overrides=(("epochs", 1), ("train_images", 300)))
     result = perform(run)
     assert (result["status"], result["top1"]) == ("diverged", None)
@@ -402,7 +397,7 @@ def test_missing_records_are_not_trained_unasked(root, capsys):
     assert frame.loc[0, "command"].startswith("vix train ViN --profile quick --seed 0")
     assert "top1" not in frame or frame["top1"].isna().all()
     assert capsys.readouterr().out == "0 read, 0 trained, 1 missing, 0 stale\n"
-    assert not RUN.path.exists()
+    assert not files(RUN).record.exists()
 
 
 def test_read_trains_when_asked_and_reads_the_second_time(root, capsys):
@@ -414,34 +409,34 @@ def test_read_trains_when_asked_and_reads_the_second_time(root, capsys):
 
 def test_a_record_of_other_code_is_stale(record, root):
     changed = record | {"fingerprint": [x + 0.01 for x in record["fingerprint"]]}
-    write_whole(RUN.path, lambda path: path.write_text(json.dumps(changed)))
+    atomic_write(files(RUN).record, lambda path: path.write_text(json.dumps(changed)))
     assert load(RUN)["status"] == "stale"
-    assert experiments.unfinished([RUN]) == [RUN]
+    assert unfinished([RUN]) == [RUN]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "ViN"}', "null"])
 def test_a_corrupt_record_is_named(root, text):
-    write_whole(RUN.path, lambda path: path.write_text(text))
+    atomic_write(files(RUN).record, lambda path: path.write_text(text))
     for attempt in (lambda: load(RUN), lambda: read([RUN], train=True)):
         with pytest.raises(RecordError, match=r"unreadable record .*ViN\.digits\.fair\.seed0"):
             attempt()
-    assert RUN.path.read_text() == text
+    assert files(RUN).record.read_text() == text
 
 
 def test_a_record_of_another_run_is_refused(record, root):
     other = Run("ViT", "quick", overrides=RUN.overrides)
-    write_whole(other.path, lambda path: path.write_text(json.dumps(record)))
+    atomic_write(files(other).record, lambda path: path.write_text(json.dumps(record)))
     with pytest.raises(RecordError, match="another run"):
         load(other)
 
 
 def test_a_corrupt_checkpoint_is_named(root):
     path = root / "build/quick/checkpoints" / f"{RUN.name}.pt"
-    write_whole(path, lambda part: part.write_bytes(b"not a checkpoint"))
+    atomic_write(path, lambda part: part.write_bytes(b"not a checkpoint"))
     with pytest.raises(CheckpointError, match=r"unreadable checkpoint .*seed0.*delete it"):
         perform(RUN)
     assert path.read_bytes() == b"not a checkpoint"
-    assert not RUN.path.exists()
+    assert not files(RUN).record.exists()
 
 
 def test_a_checkpoint_of_another_run_or_code_is_refused(tmp_path):
@@ -461,20 +456,28 @@ def test_nothing_is_half_written(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "record.json", fail)
+        atomic_write(tmp_path / "record.json", fail)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_may_be_read_by_all(tmp_path):
+    def write(path):
+        path.touch(mode=0o600)
+
+    atomic_write(tmp_path / "new" / "record.json", write)
+    assert (tmp_path / "new" / "record.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_trained_weights_give_the_recorded_accuracy(root):
     result = perform(RUN)
     digits = data.load("digits", size=16)
-    assert evaluate(experiments.trained(RUN), digits) == (result["top1"], result["top5"])
-    RUN.weights.write_bytes(b"?")
+    assert evaluate(training.trained(RUN), digits) == (result["top1"], result["top5"])
+    files(RUN).weights.write_bytes(b"?")
     with pytest.raises(CheckpointError, match="unreadable weights"):
-        experiments.trained(RUN)
-    RUN.weights.unlink()
+        training.trained(RUN)
+    files(RUN).weights.unlink()
     with pytest.raises(BadInput, match="train them: vix train ViN"):
-        experiments.trained(RUN)
+        training.trained(RUN)
 
 
 @pytest.mark.parametrize(
@@ -503,12 +506,13 @@ def test_a_run_names_and_repeats_its_lists():
 
 
 def test_the_queue_holds_every_system_once():
-    assert sorted(QUEUE) == sorted(systems())
-    assert QUEUE[:4] == ["ViT", "ViN", "ViP", "ViL"]
+    assert sorted(QUEUE) == sorted(list_systems())
+    assert QUEUE[:4] == ["ViT", "ViL", "ViP", "ViN"]
+    assert runs.queue("paper")[: len(QUEUE)] == runs.runs(QUEUE, "paper")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", list_systems())
 def test_a_step_waits_for_nothing(name, precision):
     """Tensors without numbers: whoever asks for one, as a wait for a GPU would, gets an error."""
     with FakeTensorMode():
@@ -544,7 +548,7 @@ def test_compiled_blocks_learn_the_same(name):
 
 def test_a_compiled_run_has_the_record_of_one_that_is_not(record, root, monkeypatch):
     compile_eagerly = functools.partial(compile_blocks, backend="eager")
-    monkeypatch.setattr("vixlib.experiments.compile_blocks", compile_eagerly)
+    monkeypatch.setattr("vixlib.paper.training.compile_blocks", compile_eagerly)
     again = perform(RUN, compiled=True)
     assert (record["compiled"], again["compiled"]) == (False, True)
     assert steady(again) == steady(record)
@@ -556,9 +560,9 @@ def test_longer_sequences(profile):
     smallest = known.patches[-1]
     assert known.patches == sorted(known.patches, reverse=True)
     assert smallest == known.sizes["ViX"]["patch_size"]  # the runs of every other notebook
-    ordinary = experiments.runs(experiments.LONGER, profile)
+    ordinary = runs.runs(runs.LONGER, profile)
     for equal in ("epochs", "cost"):
-        found = experiments.longer(profile, equal=equal)
+        found = runs.longer(profile, equal=equal)
         assert [run for run in found if not run.overrides] == ordinary == found[-len(ordinary) :]
         assert len(set(found)) == len(found)
         for run in found:
@@ -570,21 +574,21 @@ def test_longer_sequences(profile):
         for patch in known.patches:
             own = [run.system for run in found if run.settings["patch_size"] == patch]
             tokens = (known.image_size // patch) ** 2 + 1
-            assert own == (["ViT", "FNet"] if tokens < few else experiments.LONGER)
-    assert len(experiments.longer(profile, seeds=2)) == 2 * len(experiments.longer(profile))
+            assert own == (["ViT", "FNet"] if tokens < few else runs.LONGER)
+    assert len(runs.longer(profile, seeds=2)) == 2 * len(runs.longer(profile))
 
 
 def test_longer_sequences_are_named_and_queued():
     ours = [f"ViN.cifar10.fair.seed0{end}" for end in (".patch_size=4", ".patch_size=4.epochs=24")]
-    queue = experiments.queue("laptop")
-    assert queue[: len(QUEUE)] == experiments.runs(QUEUE, "laptop")
+    queue = runs.queue("laptop")
+    assert queue[: len(QUEUE)] == runs.runs(QUEUE, "laptop")
     assert len(set(queue)) == len(queue)
-    both = {run for e in ("epochs", "cost") for run in experiments.longer("laptop", equal=e)}
+    both = {run for e in ("epochs", "cost") for run in runs.longer("laptop", equal=e)}
     assert set(queue) == {*queue[: len(QUEUE)], *both}
     assert {run.name for run in queue} >= set(ours)
     assert "patches" not in queue[-1].settings
     with pytest.raises(BadInput, match="epochs, cost"):
-        experiments.longer("laptop", equal="time")
+        runs.longer("laptop", equal="time")
     with pytest.raises(BadInput, match="unknown setting 'patches'"):
         Run("ViT", "laptop", overrides=(("patches", [4]),))
 

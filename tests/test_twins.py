@@ -119,7 +119,7 @@ HOSTS = {
         from_timm,
         lambda: LeViX(
             image_size=224,
-            classes=1000,
+            num_classes=1000,
             stem=(2, 2, 2, 2),
             widths=(128, 256, 384),
             heads=(4, 6, 8),
@@ -132,7 +132,7 @@ HOSTS = {
         from_transformers,
         lambda: CvX(
             image_size=224,
-            classes=1000,
+            num_classes=1000,
             strides=(4, 2, 2),
             kernels=(7, 3, 3),
             widths=(64, 192, 384),
@@ -276,13 +276,13 @@ def cls_convolved(projection: ConvolutionalProjection) -> None:
         cls, image = inputs[0].split([1, inputs[0].shape[1] - 1], 1)
         return torch.cat([projection.depthwise(cls.mT[..., None])[..., 0].mT, image], 1)
 
-    if projection.grid.extra:
+    if projection.grid.prefix_tokens:
         projection.register_forward_pre_hook(convolve)
 
 
 def cls_no_key(mechanism: Mechanism) -> None:
-    if mechanism.keys.extra:
-        mechanism.keys = mechanism.keys._replace(extra=0)
+    if mechanism.keys.prefix_tokens:
+        mechanism.keys = mechanism.keys._replace(prefix_tokens=0)
         mechanism.register_forward_pre_hook(lambda _, x: (x[0], x[1][:, :, 1:], x[2][:, :, 1:]))
 
 

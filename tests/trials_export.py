@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vixlib import build
-from vixlib.models.zoo import SYSTEMS
+from vixlib.systems import SYSTEMS
 
 # One block of each kind, since each costs a second of tracing; all keep their mechanism.
 SHALLOW = {
@@ -24,7 +24,8 @@ SHALLOW = {
     | {"depths": (1, 1)},
     "Cv{}-released": {"strides": (2,), "kernels": (3,), "widths": (32,), "heads": (1,)}
     | {"depths": (1,)},
-    "ResNet": {},
+    "ResNet-20": {},
+    "ResNet-56": {},
 }
 # Largest relative difference. Eager's graph was equal to the last bit wherever it was tried. With
 # inductor up to 6e-6 was seen; a rounding that moves one value across the kink of a ReLU would give
@@ -34,7 +35,7 @@ LIMITS = {"eager": 1e-6, "inductor": 1e-4, "torch.export": 1e-6, "onnxruntime": 
 
 def shallow(name: str) -> dict:
     """The keywords that make a system small and shallow."""
-    return sizes_of(name) | SHALLOW.get(SYSTEMS[name].family, {"depth": 1})
+    return sizes_of(name) | SHALLOW.get(SYSTEMS[name].family.name, {"depth": 1})
 
 
 def moved(name: str, sizes: dict | None = None) -> nn.Module:

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from vixlib import build, experiments
-from vixlib.experiments import VOLATILE, Run
+from vixlib import build
+from vixlib.paper.records import VOLATILE, files
+from vixlib.paper.runs import Run
+from vixlib.paths import root as here
 
 KILLED = "ViT", "ViN", "CCP", "LeViL"  # with BatchNorm, stochastic depth, features drawn at random
 TIMES, KILLS = 3, 6
@@ -57,8 +59,8 @@ def kill_trial(name: str, seed: int) -> dict:
 
     def folder(root: str) -> tuple[dict, Path, Path]:
         environment = os.environ | {"VIXLIB_ROOT": root, "TQDM_DISABLE": "1"}
-        inside = Path(root, run.path.relative_to(experiments.ROOT))
-        weights = Path(root, run.weights.relative_to(experiments.ROOT))
+        inside = Path(root, files(run).record.relative_to(here()))
+        weights = Path(root, files(run).weights.relative_to(here()))
         return environment, inside, weights
 
     def finish(environment: dict) -> float:

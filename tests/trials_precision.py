@@ -14,7 +14,8 @@ from small import sizes_of
 from torch import Tensor, nn
 
 from vixlib import build
-from vixlib.attention import Grid, Linformer, Mechanism, Nystrom, Performer, Softmax
+from vixlib.attention import Grid, Mechanism
+from vixlib.fused import Linformer, Nystrom, Performer, Softmax
 
 MECHANISMS = {
     "softmax": Softmax,

@@ -1,157 +1,19 @@
-"""The command line: vix list | train | predict | reproduce."""
+"""The command line, as `vix` or `python -m vixlib`: the companion's, where that is installed."""
 
-import argparse
-import json
-import math
-import os
 import sys
-import time
-from pathlib import Path
 
-import torch
-
-from vixlib import experiments, measure, systems
-from vixlib.errors import BadInput, one_of, whole
-from vixlib.experiments import PROFILES, RECIPES, Run
+from vixlib.errors import MissingExtra, extra
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input ends with one line on standard error and status 2.
-
-    Status 1: a run that `vix train` was asked for has diverged, now or before.
-    """
+    """Run one command; without the companion's packages one line says what to install."""
     try:
-        options = _parser().parse_args(arguments)
-        return options.command(options) or 0
-    except BadInput as error:
+        with extra("paper"):
+            from vixlib.paper import cli
+    except MissingExtra as error:
         print(f"vix: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vix: stopped; the same command goes on from the last epoch", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `vix list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise BadInput(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("vix", description="Vision Xformers, reproduced.")
-    commands = parser.add_subparsers(required=True, metavar="list | train | predict | reproduce")
-
-    def command(function, text: str, profile: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__.strip("_"), help=text, description=text)
-        sub.set_defaults(command=function)
-        legal = " | ".join(PROFILES)
-        sub.add_argument("--profile", default=profile, help=f"{legal} (default {profile})")
-        return sub
-
-    def training(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--data", metavar="DIR", help="a folder that holds CIFAR-10")
-        sub.add_argument("--workers", type=int, help="runs side by side, one thread each")
-
-    command(_list, "name, size, tokens and FLOPs of every system", "paper")
-
-    sub = command(_train, "train systems and write their records", "laptop")
-    sub.add_argument("systems", nargs="*", help="names as `vix list` prints them")
-    sub.add_argument("--queue", metavar="PROFILE", help="every unfinished run of a profile")
-    sub.add_argument("--recipe", default="fair", help=" | ".join(RECIPES))
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
-    sub.add_argument("--minutes", type=float, help="stop in time, with a checkpoint to go on from")
-    sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    compiled = argparse.BooleanOptionalAction
-    sub.add_argument("--compile", action=compiled, help="each block, by torch (default: on cuda)")
-    sub.add_argument("--again", action="store_true", help="train even what has a record")
-    training(sub)
-
-    sub = command(_predict, "classify an image with the trained weights of a run", "laptop")
-    sub.add_argument("system")
-    sub.add_argument("image", type=Path)
-    sub.add_argument("--seed", type=int, default=0)
-
-    sub = command(_reproduce, "train what is missing, then execute every notebook", "quick")
-    sub.add_argument("--write", action="store_true", help="put outputs into notebooks/ and README")
-    training(sub)
-    return parser
-
-
-def _list(options: argparse.Namespace) -> None:
-    print(f"{'system':18}{'parameters':>12}{'tokens':>8}{'MFLOPs':>10}")
-    for name in systems():
-        run = Run(name, options.profile)
-        with torch.device("meta"):
-            model = run.build()
-        cost = measure.flops(run.build, (1, 3, *model.size)) / 1e6
-        print(f"{name:18}{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}")
-
-
-def _train(options: argparse.Namespace) -> bool:
-    if bool(options.systems) == bool(options.queue):
-        raise BadInput("name systems, or a profile with --queue; `vix list` has the names")
-    if options.minutes is not None and not 0 < options.minutes < math.inf:
-        raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
-    deadline = time.monotonic() + 60 * (options.minutes or math.inf)
-    asked = options.recipe, options.seed
-    changes = tuple(_change(text) for text in options.changes)
-    wanted = [Run(name, options.profile, *asked, changes) for name in options.systems]
-    for run in experiments.queue(options.queue) if options.queue else ():
-        kept = [pair for pair in run.overrides if pair[0] not in dict(changes)]
-        wanted.append(Run(run.system, run.profile, *asked, (*kept, *changes)))
-    wanted = [*dict.fromkeys(wanted)]
-    todo = wanted if options.again else experiments.unfinished(wanted)
-    for run in wanted:
-        if run not in todo:
-            experiments.say(run, experiments.load(run), "; --again trains it anew")
-    experiments.perform_all(
-        todo,
-        workers=_workers(options, todo),
-        folder=options.data,
-        device=options.device,
-        compiled=options.compile,
-        deadline=deadline,
-    )
-    return any((experiments.load(run) or {}).get("status") == "diverged" for run in wanted)
-
-
-def _change(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise BadInput(f"--set: expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _workers(options: argparse.Namespace, todo: list[Run]) -> int:
-    cores = 1 if torch.cuda.is_available() else os.cpu_count()
-    workers = cores if options.workers is None else whole("--workers", options.workers)
-    return min(workers, len(todo) or 1)
-
-
-def _predict(options: argparse.Namespace) -> None:
-    run = Run(options.system, options.profile, seed=options.seed)
-    for name, probability in experiments.predict(run, options.image):
-        print(f"{100 * probability:6.2f} %  {name}")
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    one_of("profile", options.profile, ["laptop"] if options.write else PROFILES)
-    from vixlib.reproduce import reproduce  # papermill and its needs: an extra
-
-    todo = experiments.unfinished(experiments.queue(options.profile))
-    reproduce(
-        options.profile,
-        todo,
-        workers=_workers(options, todo),
-        folder=options.data,
-        write=options.write,
-    )
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":

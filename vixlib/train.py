@@ -1,7 +1,6 @@
 """The only training loop: seeded, resumable at any step, one curve out."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from vixlib.data import Dataset, augment, normalise
 from vixlib.errors import BadInput, CheckpointError, Diverged, checked, one_of
 from vixlib.layers import Residual
+from vixlib.paths import atomic_write
 
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
@@ -27,7 +27,7 @@ class TimeUp(Exception):
 class Checkpoint:
     """The state of one unfinished run in one file, written whole or not at all.
 
-    `identity` says which run it is and `fingerprint` (scores of the untrained model) which code: a
+    `identity` says which run it is and `fingerprint` (logits of the untrained model) which code: a
     checkpoint of another run or of other code is refused, not trained over.
     """
 
@@ -37,7 +37,7 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
         content = {"identity": self.identity, "fingerprint": self.fingerprint, "state": state}
         content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        write_whole(self.path, lambda path: torch.save(content, path))
+        atomic_write(self.path, lambda path: torch.save(content, path))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
         """The saved state, with model and optimizer set to it; None where nothing was saved."""
@@ -114,7 +114,7 @@ def fit(
         # at a terminal only; in a log, `report` writes its line an epoch
         remaining = range(state["step"], math.ceil(count / batch))
         for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
-            check(deadline)
+            stop_at(deadline)
             torch.manual_seed(100_000 * epoch_seed + step)
             chosen = order[step * batch :][:batch]
             loss, correct = learn(model, optimizer, data, chosen, augmented, precision)
@@ -166,14 +166,14 @@ def learn(
     """
     images, labels = data.train_images[chosen], data.train_labels[chosen]
     images = normalise(augment(images) if augmented else images)
-    scores = scores_of(model, images, data, precision)
-    loss = descend(optimizer, scores, labels)
-    return loss, (scores.detach().argmax(1) == labels).sum()
+    logits = logits_of(model, images, data, precision)
+    loss = descend(optimizer, logits, labels)
+    return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-def descend(optimizer: torch.optim.Optimizer, scores: Tensor, labels: Tensor) -> Tensor:
-    """One step down the cross-entropy of scores (b classes) with their gradients; its mean."""
-    loss = F.cross_entropy(scores.float(), labels)
+def descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor) -> Tensor:
+    """One step down the cross-entropy of logits (b classes) with their gradients; its mean."""
+    loss = F.cross_entropy(logits.float(), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -206,7 +206,7 @@ def evaluate(
 ) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode.
 
-    Both are NaN where a score is not finite: it would count as some class.
+    Both are NaN where a logit is not finite: it would count as some class.
     """
     was_training = model.training
     model.eval()
@@ -216,28 +216,28 @@ def evaluate(
         for some, truth in zip(
             images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
         ):
-            check(deadline)
-            scores = scores_of(model, normalise(some), data, precision)
-            best = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
+            stop_at(deadline)
+            logits = logits_of(model, normalise(some), data, precision)
+            best = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
             right = torch.stack([best[:, 0].sum(), best.any(1).sum()])
-            hits += torch.where(scores.isfinite().all(), right, math.nan)
+            hits += torch.where(logits.isfinite().all(), right, math.nan)
     finally:
         model.train(was_training)
     top1, top5 = (100 * hits / len(labels)).tolist()
     return round(top1, 4), round(top5, 4)
 
 
-def scores_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -> Tensor:
+def logits_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -> Tensor:
     """What a model says of normalised images (b 3 h w): (b classes); BadInput if it is not that."""
     with autocast(images.device, precision):
-        scores = model(images)
-    if scores.ndim != 2 or scores.shape[1] < len(data.classes):
+        logits = model(images)
+    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         wanted = f"({len(images)}, {len(data.classes)})"
-        raise BadInput(f"model: expected scores {wanted}, got {tuple(scores.shape)}")
-    return scores
+        raise BadInput(f"model: expected logits {wanted}, got {tuple(logits.shape)}")
+    return logits
 
 
-def check(deadline: float) -> None:
+def stop_at(deadline: float) -> None:
     """Raise TimeUp past the deadline."""
     if time.monotonic() > deadline:
         raise TimeUp
@@ -247,14 +247,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs a model at a precision."""
     one_of("precision", precision, PRECISIONS)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then move it there: it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""The hosts, one file a family, and the zoo that names every system."""
+"""The hosts, one file a family; host.py has what they share."""

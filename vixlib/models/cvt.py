@@ -6,23 +6,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.attention import Grid, Mechanism
 from vixlib.errors import BadInput
-from vixlib.layers import (
-    FRESH_STD,
-    MultiHead,
-    Residual,
-    mlp,
-    shrunk,
-    tokens_of,
-)
-from vixlib.models.host import Host, check_stages
+from vixlib.fused import MultiHead, Softmax
+from vixlib.layers import FRESH_STD, Residual, mlp, shrunk, tokens_of
+from vixlib.models.host import Host, TokenMixer, check_stages, mechanism_for, self_attention
 
 
 class ConvolutionalProjection(nn.Module):
     """Depthwise convolution and batch norm over the grid, then a linear map: (b n c) -> (b n' c).
 
-    Wu et al. 2021, equation 2. Extra tokens (CLS) go around the convolution.
+    Wu et al. 2021, equation 2. Prefix tokens (CLS) go around the convolution.
     """
 
     def __init__(self, dim: int, grid: Grid, stride: int = 1):
@@ -34,9 +28,10 @@ class ConvolutionalProjection(nn.Module):
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        extra, image = x.split([self.grid.extra, self.grid.rows * self.grid.columns], 1)
-        image = self.depthwise(image.mT.unflatten(2, (self.grid.rows, self.grid.columns)))
-        return self.linear(torch.cat([extra, tokens_of(image)], 1))
+        rows, columns, prefix_tokens = self.grid
+        prefix, image = x.split([prefix_tokens, rows * columns], 1)
+        image = self.depthwise(image.mT.unflatten(2, (rows, columns)))
+        return self.linear(torch.cat([prefix, tokens_of(image)], 1))
 
 
 def convolutional_attention(
@@ -51,7 +46,7 @@ def convolutional_attention(
 
     As in CvT, scores are divided by the root of dim, not of a head's width.
     """
-    made = attend(mechanism, dim // dim_head, dim_head, grid, shrunk(grid, stride))
+    made = mechanism_for(mechanism, dim // dim_head, dim_head, grid, shrunk(grid, stride))
     project = partial(ConvolutionalProjection, dim, grid)
     out = nn.Linear(dim, dim)
     scale = (dim_head / dim) ** 0.5
@@ -64,26 +59,32 @@ class CvX(Host):
     Wu et al. 2021. Kept with every mechanism: convolutional embeddings and projections, strided
     keys and values, CLS in the last stage only, no positions. Nyström has no residual convolution
     here, since queries and keys lie on different grids; the attention alone mixes neighbours.
-    With `cls=False` the mean of all tokens is read out, without a norm. Called with images
-    (b 3 H W), returns scores (b classes).
+    With `cls=False` the mean of all tokens is read out, without a norm; with `convolutional=False`
+    projections are linear, of all tokens. Called with images (b 3 H W), returns logits
+    (b num_classes).
     """
 
     def __init__(
         self,
         *,
         mechanism: Callable[..., Mechanism] = Softmax,
-        mixer: Callable[..., nn.Module] = convolutional_attention,
+        mixer: TokenMixer | None = None,
         image_size: int | tuple[int, int] = 32,
-        classes: int = 10,
+        num_classes: int = 10,
         strides: Sequence[int] = (1, 1, 2),
         kernels: Sequence[int] = (3, 3, 3),
         widths: Sequence[int] = (64, 96, 128),
         heads: Sequence[int] = (2, 3, 4),
         depths: Sequence[int] = (1, 1, 2),
         mlp_ratio: int = 4,
+        convolutional: bool = True,
+        kv_stride: int = 2,
         cls: bool = True,
+        std: float = FRESH_STD,
     ):
         super().__init__(image_size)
+        strided = partial(convolutional_attention, stride=kv_stride)
+        attention = partial(strided if convolutional else self_attention, mechanism=mechanism)
         grid, last = Grid(*self.size), 3
         self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
         check_stages(strides=strides, kernels=kernels, widths=widths, heads=heads, depths=depths)
@@ -98,19 +99,19 @@ class CvX(Host):
             grid = shrunk(grid, strides[i])
             self.grid = grid if not i else self.grid  # of the first stage
             if cls and i == len(widths) - 1:
-                grid = grid._replace(extra=1)
+                grid = grid._replace(prefix_tokens=1)
             stage = nn.Sequential()
             for _ in range(depths[i]):
-                attention = mixer(dim, grid, mechanism=mechanism, dim_head=dim // heads[i])
-                stage.append(Residual(nn.LayerNorm(dim), attention))
+                mix = mixer or partial(attention, dim_head=dim // heads[i])
+                stage.append(Residual(nn.LayerNorm(dim), mix(dim, grid)))
                 stage.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
             self.stages.append(stage)
             last = dim
-        self.cls = nn.Parameter(torch.randn(1, dim) * FRESH_STD) if cls else None
+        self.cls = nn.Parameter(torch.randn(1, dim) * std) if cls else None
         self.norm = nn.LayerNorm(dim) if cls else nn.Identity()
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, num_classes)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         x = images
         for embedding, norm, stage in zip(self.embeddings, self.norms, self.stages, strict=True):
             x = embedding(x)

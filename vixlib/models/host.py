@@ -1,21 +1,81 @@
-"""What every model shares: images of one size in, scores out, and a copy for another size."""
+"""What hosts share: images of one size in, logits out; attention for their grids; other sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Grid
-from vixlib.errors import BadInput, BadType, checked, whole
+from vixlib.attention import Grid, Mechanism, construct
+from vixlib.errors import BadInput, BadType, checked, renamed, whole
+from vixlib.fused import MultiHead, Softmax
+from vixlib.layers import Rotary
+
+FEWEST_TOKENS = 64  # below, a sixteenth would be under four: softmax is kept
+
+TokenMixer = Callable[[int, Grid], nn.Module]  # mixer(dim, grid): (b n c) -> (b n c)
+
+
+def mechanism_for(
+    mechanism: Callable[..., Mechanism],
+    heads: int,
+    dim_head: int,
+    queries: Grid,
+    keys: Grid,
+    dim_value: int | None = None,
+) -> Mechanism:
+    """The mechanism built for these tokens; softmax where they are fewer than 64.
+
+    Raises BadInput where its rank or landmarks would not be fewer than the tokens, or where it
+    cannot take what the host gives: fewer queries than keys, values wider than keys.
+    """
+    if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
+        return Softmax(heads, dim_head, queries, keys)
+    made = construct(mechanism, heads, dim_head, queries, keys)
+    n, m, e, title = queries.tokens, keys.tokens, dim_value or dim_head, type(made).__name__
+    if made.kept is not None and made.kept >= min(n, m):
+        asked = f"{title} keeps {made.kept} of {n} queries and {m} keys"
+        raise BadInput(f"{asked}: at most {min(n, m) - 1}")
+    if queries == keys and e == dim_head:
+        return made
+    kv = made.kv_heads or heads
+    shapes = (heads, n, dim_head), (kv, m, dim_head), (kv, m, e)
+    try:
+        with torch.no_grad():
+            made.eval()(*(torch.zeros(1, *shape) for shape in shapes))
+    except Exception as error:  # whatever a student's code comes to
+        asked = f"mix {m} keys into {n} queries, keys {dim_head} and values {e} wide"
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{title} cannot {asked}, as this host asks: {said}") from error
+    return made.train()
+
+
+def self_attention(
+    dim: int,
+    grid: Grid,
+    *,
+    mechanism: Callable[..., Mechanism] = Softmax,
+    dim_head: int = 32,
+    rotary: bool = False,
+) -> MultiHead:
+    """A token mixer: linear projections of the form that the mechanism declares, then the rest."""
+    if dim % dim_head:
+        raise BadInput(f"dim: expected a multiple of the head width {dim_head}, got {dim}")
+    made = mechanism_for(mechanism, dim // dim_head, dim_head, grid, grid)
+    linear = partial(nn.Linear, dim, bias=made.qkv_bias)
+    kv = (made.kv_heads or made.heads) * dim_head
+    q, k, v = linear(dim), linear(kv), None if made.shared else linear(kv)
+    turn = Rotary(dim_head, grid) if rotary else None
+    return MultiHead(made, q, k, v, nn.Linear(dim, dim), rotary=turn)
 
 
 class Host(nn.Module):
-    """Images (b 3 H W) of one size in, scores (b classes) out. A host needs only `scores`."""
+    """Images (b 3 H W) of one size in, logits (b num_classes) out. A host needs only `logits`."""
 
     def __init_subclass__(cls):
-        if "__init__" in vars(cls):
-            cls.__init__ = checked(cls.__init__)  # options keep to their annotations
+        if "__init__" in vars(cls):  # options keep to their annotations
+            cls.__init__ = renamed(classes="num_classes")(checked(cls.__init__))
 
     def __new__(cls, /, **options):
         host = super().__new__(cls)
@@ -33,8 +93,8 @@ class Host(nn.Module):
             raise BadInput(f"image_size {size} is not divisible by patch_size {patch_size}")
         return Grid(*(side // patch_size for side in self.size))
 
-    def scores(self, images: Tensor) -> Tensor:
-        """(b 3 H W) -> (b classes)."""
+    def logits(self, images: Tensor) -> Tensor:
+        """(b 3 H W) -> (b num_classes)."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +107,7 @@ class Host(nn.Module):
                 f"images: expected {wanted}, got {tuple(images.shape)}; resized(model, "
                 "(height, width)) gives a model for another size"
             )
-        return self.scores(images)
+        return self.logits(images)
 
 
 def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -4,18 +4,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, Softmax, attend
+from vixlib.attention import Grid, Mechanism
 from vixlib.errors import whole
-from vixlib.layers import (
-    LinearNorm,
-    MultiHead,
-    OffsetBias,
-    Residual,
-    Subsample,
-    shrunk,
-    tokens_of,
-)
-from vixlib.models.host import Host, check_stages
+from vixlib.fused import MultiHead, Softmax
+from vixlib.layers import LinearNorm, OffsetBias, Residual, Subsample, shrunk, tokens_of
+from vixlib.models.host import Host, TokenMixer, check_stages, mechanism_for
 
 
 class LeViX(Host):
@@ -24,16 +17,18 @@ class LeViX(Host):
     Graham et al. 2021. Kept with every mechanism: the convolution stem, batch normalisation,
     hardswish, shrinking stages, values wider than keys. The attention bias only where a mechanism
     takes one (softmax; Nyström, at its landmarks). Linformer's rows know places by themselves; in
-    Performer's layers nothing but the stem's padding tells them. Called with images (b 3 H W),
-    returns scores (b classes).
+    Performer's layers nothing but the stem's padding tells them. A mixer(dim, grid) takes the place
+    of attention within the stages; between them, attention shrinks the grid. Called with images
+    (b 3 H W), returns logits (b num_classes).
     """
 
     def __init__(
         self,
         *,
         mechanism: Callable[..., Mechanism] = Softmax,
+        mixer: TokenMixer | None = None,
         image_size: int | tuple[int, int] = 32,
-        classes: int = 10,
+        num_classes: int = 10,
         stem: Sequence[int] = (1, 1, 1),
         widths: Sequence[int] = (64, 96, 128),
         heads: Sequence[int] = (2, 3, 4),
@@ -54,15 +49,15 @@ class LeViX(Host):
         self.blocks = nn.Sequential()
 
         def attention(dim: int, out: int, heads: int, value: int, stride: int = 1) -> MultiHead:
-            queries = shrunk(grid, stride)
-            made = attend(mechanism, heads, dim_head, queries, grid)
-            q, value = LinearNorm(dim, heads * dim_head), heads * value * dim_head
+            queries, width = shrunk(grid, stride), value * dim_head
+            made = mechanism_for(mechanism, heads, dim_head, queries, grid, width)
+            q = LinearNorm(dim, heads * dim_head)
             return MultiHead(
                 made,
                 q=q if stride == 1 else nn.Sequential(Subsample(grid, stride), q),
                 k=LinearNorm(dim, heads * dim_head),
-                v=LinearNorm(dim, value),
-                out=nn.Sequential(nn.Hardswish(), LinearNorm(value, out, gain=stride > 1)),
+                v=LinearNorm(dim, heads * width),
+                out=nn.Sequential(nn.Hardswish(), LinearNorm(heads * width, out, gain=stride > 1)),
                 bias=OffsetBias(heads, queries, grid, stride),
             )
 
@@ -79,10 +74,11 @@ class LeViX(Host):
                 self.blocks.append(mlp(dim))
                 grid = shrunk(grid, 2)
             for _ in range(depth):
-                self.blocks.append(Residual(attention(dim, dim, heads[stage], value=2)))
+                mix = mixer(dim, grid) if mixer else attention(dim, dim, heads[stage], value=2)
+                self.blocks.append(Residual(mix))
                 self.blocks.append(mlp(dim))
-        self.head = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, classes))
+        self.head = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, num_classes))
 
-    def scores(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         x = self.blocks(tokens_of(self.stem(images)))
         return self.head(x.mean(1))

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 import torch
 
-from vixlib import ROOT, measure
+from vixlib import measure, paths
 from vixlib.errors import BadInput, checked, held, one_of, whole
-from vixlib.experiments import Run
-from vixlib.show import ONE_SEED, interval
+from vixlib.paper.runs import Run
+from vixlib.paper.statistics import ONE_SEED, interval
 
 COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
@@ -25,19 +25,19 @@ EXACT = {  # counted from the model alone, without any record
     "parameters": lambda run: measure.parameters(run.build()),
     "flops": lambda run: measure.flops(run.build, (1, 3, *run.build().size)),
 }
-QUANTITIES = "top1", "peak_memory_mb", *EXACT
+JUDGED = "top1", "peak_memory_mb", *EXACT
 TESTS = "difference > margin", "|difference| <= margin", "ratio <= margin"
 VERDICTS = HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested yet"
 
 
 def ledger() -> pd.DataFrame:
     """Every claim with its test, a row each: figures/claims.csv."""
-    table = pd.read_csv(ROOT / "figures" / "claims.csv", dtype=str, keep_default_na=False)
-    return check(table.fillna("").to_dict("records"))
+    table = pd.read_csv(paths.shipped("claims.csv"), dtype=str, keep_default_na=False)
+    return judgeable(table.fillna("").to_dict("records"))
 
 
 @checked
-def check(rows: Iterable[Mapping]) -> pd.DataFrame:
+def judgeable(rows: Iterable[Mapping]) -> pd.DataFrame:
     """These rows as a ledger; BadInput names the first that cannot be judged."""
     good = {}
     for number, row in enumerate(rows, 1):
@@ -55,9 +55,9 @@ def check(rows: Iterable[Mapping]) -> pd.DataFrame:
 def _checked(row: dict) -> dict:
     if set(row) != set(COLUMNS) or not all(str(value).strip() for value in row.values()):
         raise BadInput(f"expected a text in each of {', '.join(COLUMNS)}")
-    one_of("quantity", row["quantity"], QUANTITIES)
+    one_of("quantity", row["quantity"], JUDGED)
     if "ratio" in one_of("test", row["test"].removeprefix("any "), TESTS):
-        one_of("quantity of a ratio", row["quantity"], QUANTITIES[1:])
+        one_of("quantity of a ratio", row["quantity"], JUDGED[1:])
     row |= {"margin": float(row["margin"]), "seeds": whole("seeds", int(row["seeds"]))}
     if not math.isfinite(row["margin"]):
         raise BadInput(f"margin: expected a finite number, got {row['margin']}")
@@ -89,7 +89,7 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     """One of VERDICTS, and the numbers behind it.
 
     For accuracies the 95 % interval of the difference decides against the margin; where the row
-    asks for one seed and there is one, show.ONE_SEED stands for it. Stale records are missing.
+    asks for one seed and there is one, ONE_SEED stands for it. Stale records are missing.
     """
     pairs = list(zip(row["better"].split(), row["worse"].split(), strict=True))
     values = {name: _values(row, name, records) for pair in pairs for name in pair}

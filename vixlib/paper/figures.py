@@ -1,26 +1,18 @@
-"""What a reader sees: tables, figures, attention maps, the library's own source, `guess`.
+"""Figures: each drawn once, as PNG, written where `save` says, displayed where there is a notebook.
 
-Tables are plain DataFrames of text. A figure is drawn once, as PNG: written where `save` says,
-displayed where there is a notebook; plot functions return None.
+Plot functions return None.
 """
 
-import html
-import inspect
 import io
 import math
-import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
-from functools import partial
-from operator import eq
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -35,60 +27,19 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from vixlib.attention import Grid
+from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, one_of
-from vixlib.models.zoo import SYSTEMS, system
-from vixlib.train import write_whole
+from vixlib.paper.notebook import display
+from vixlib.paper.statistics import interval
+from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost
+from vixlib.paths import atomic_write
+from vixlib.systems import FAMILIES, MIXERS, SYSTEMS, system
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
-PALETTE = {
-    "softmax": "#000000",
-    "linformer": "#E69F00",
-    "performer": "#009E73",
-    "nystrom": "#0072B2",
-    "fourier": "#CC79A7",
-    "tokenmlp": "#D55E00",
-    "convolution": "#999999",
-}
 YOURS = "#56B4E9"  # a reader's own mechanism
-NAMES = {
-    "nystrom": "Nyström",
-    "tokenmlp": "token MLP",
-    "softmax": "softmax",
-    "convolution": "convolution",
-}  # else: Performer
-HOSTS = {  # marker and line style of a host family
-    "plain": ("o", "-"),
-    "RoPE": ("^", "--"),
-    "hybrid": ("s", "-."),
-    "hybrid + RoPE": ("D", ":"),
-    "LeViT": ("v", "-"),
-    "CCT": ("P", "--"),
-    "CvT": ("X", "-."),
-    "as released": ("<", ":"),
-    "yardstick": ("p", "-"),
-}
-DATASETS = {"cifar10": "CIFAR-10", "digits": "digits", "tiny-imagenet": "Tiny ImageNet"}
-QUANTITIES = {
-    "top1": "test accuracy (%)",
-    "train_accuracy": "training accuracy (%)",
-    "loss": "training loss (nats)",
-    "peak_memory_mb": "peak memory of a training step (MB)",
-    "flops": "FLOPs of an image",
-    "parameters": "parameters",
-    "seconds_per_epoch": "seconds an epoch",
-    "tokens": "tokens of an image, beside CLS",
-    "training_flops": "FLOPs of the whole training",
-    "mixing": "share of the FLOPs that mix tokens (%)",
-}
-COSTS = {  # of a mechanism against tokens
-    "flops": "FLOPs",
-    "ours_ms": "time (ms)",
-    "ours_peak_mb": "peak memory (MB)",
-}
+KINDS = {row.kind: (row.look[0], row.look[1:]) for row in FAMILIES}  # marker, line style
 LINES = "solid", "dashed", "dotted"  # of what is compared within a figure
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
-ONE_SEED = 3.0  # points that a single seed resolves, by what the spread of several showed
 
 
 def theme() -> None:
@@ -106,218 +57,18 @@ def theme() -> None:
 theme()
 
 
-def host(name: str) -> str:
-    """The host family of a system, a key of HOSTS."""
-    row = system(name)
-    if row.note in HOSTS:
-        return row.note
-    if row.family.format("T") in HOSTS:
-        return row.family.format("T")
-    kinds = ["hybrid"] * name.startswith("Hybrid") + ["RoPE"] * name.endswith("RoPE")
-    return " + ".join(kinds) or "plain"
+def kind(name: str) -> str:
+    """What a system is in figures, such as "hybrid": a key of KINDS."""
+    return system(name).family.kind
 
 
 def color(name: str) -> str:
     """The colour of a system: its token mixer's."""
-    return PALETTE[system(name).token_mixer]
-
-
-# ---- tables ----
-
-
-def machine(profile: str) -> pd.DataFrame:
-    """This machine, and what the profile means."""
-    from vixlib.experiments import PROFILES
-
-    p = PROFILES[one_of("profile", profile, PROFILES)]
-    cuda = torch.cuda.is_available()
-    some = "all" if p.train_images is None else f"{p.train_images:,}"
-    rows = {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "profile": profile,
-        "images": f"{DATASETS[p.dataset]}, {some} for training, {p.image_size} × {p.image_size}",
-        "training": f"{p.epochs} epochs unless the plan says otherwise",
-    }
-    return pd.DataFrame({"": rows})
-
-
-@checked
-def plan(runs: Iterable) -> pd.DataFrame:
-    """The runs before any training, a row each."""
-    rows = []
-    for run in runs:
-        s = run.settings
-        size = f"{run.tokens:,}", s["epochs"], s["batch"]
-        rows.append((run.name, run.system, DATASETS[s["dataset"]], *size, run.recipe, run.seed))
-    names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
-    return _indexed(pd.DataFrame(rows, columns=names))
-
-
-@checked
-def results(
-    records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
-) -> pd.DataFrame:
-    """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
-    from vixlib.experiments import published
-
-    one_of("quantity", quantity, published()["quantity"].unique())
-    logged = published().query("dataset == @paper_dataset and quantity == @quantity")
-    logged = pd.to_numeric(logged.set_index("system")["value"])
-    # as released, the best epoch on the test set stands beside the last, and is what is compared
-    like = quantity in records and records[quantity].notna().any()
-    rows = []
-    for name, own in _having(records).groupby("system", sort=False):
-        ours = own[quantity if like else "top1"].mean()
-        theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
-        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own, "top1")}
-        row |= {"ours best": _spread(own, quantity)} if like else {}
-        row["difference"] = _number(ours - theirs, 1, "+")
-        row["parameters"] = _number(own["parameters"].mean())
-        row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
-        row["peak MB"] = _number(own["peak_memory_mb"].mean())
-        stale = ["stale"] if "stale" in set(own["status"]) else []
-        missing = own.loc[own["status"] == "missing", "command"]
-        rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
-    names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
-    table = _indexed(pd.DataFrame(rows, columns=None if rows else names))
-    return table.rename(columns={"logged": "published"} if quantity == "top1_published" else {})
-
-
-@checked
-def measured(
-    rows: pd.DataFrame,
-    value: str = "ratio",
-    index: Sequence[str] = ("mechanism", "peer"),
-    columns: str = "tokens",
-) -> pd.DataFrame:
-    """A value of benchmarks as text, its median with quartiles where it has them."""
-    names = [f"{value}_{part}" for part in ("median", "q25", "q75")]
-    names = names if names[0] in rows else [value]
-    have = rows.dropna(subset=names)
-    text = [
-        f"{first:.2f}" + (f" ({rest[0]:.2f}–{rest[1]:.2f})" if rest else "")
-        for first, *rest in have[names].itertuples(index=False)
-    ]
-    table = have.assign(text=pd.Series(text, have.index, str))
-    return table.pivot_table("text", [*index], columns, "first", sort=False).fillna("")
-
-
-@checked
-def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd.DataFrame:
-    """Over which tokens each mechanism is below those of `against`: a column by their titles."""
-    table = rows.pivot_table(quantity, "tokens", "mechanism", sort=False)
-    table = table.reindex(columns=[*dict.fromkeys([*table, *against])]).sort_index()
-    others = [name for name in table if name not in against]
-    lines = {
-        title: [cheaper(table[name], table[one]) for name in others]
-        for one, title in against.items()
-    }
-    return pd.DataFrame(lines, others)
-
-
-def interval(values: Iterable[float]) -> float:
-    """Half the width of the 95 % interval of the mean, by Student's t; NaN for a single value."""
-    from scipy.special import stdtrit
-
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return math.nan
-    return stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
+    return MIXERS[system(name).mixer].color
 
 
 def _band(values: pd.Series) -> tuple[float, float]:
     return values.mean() - interval(values), values.mean() + interval(values)
-
-
-def _spread(own: pd.DataFrame, quantity: str) -> str:
-    values = own[quantity].dropna()
-    text = _number(values.mean(), 1)
-    text += f" ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else ""
-    lost = own["diverged_step"].count()
-    number = f"{lost} " if lost > 1 or text else ""
-    return ", ".join(filter(None, [text, f"{number}diverged" if lost else ""]))
-
-
-def _number(value: float, digits: int = 0, sign: str = "") -> str:
-    text = "" if pd.isna(value) else f"{value:{sign},.{digits}f}"
-    return text.replace("-", "−")
-
-
-def _indexed(table: pd.DataFrame) -> pd.DataFrame:
-    """The first column as row names, its title in the corner."""
-    first = table.columns[0]
-    return table.set_index(first).rename_axis(index=None, columns=first)
-
-
-# ---- text ----
-
-
-@checked
-def gap(records: pd.DataFrame, one: str, other: str) -> None:
-    """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
-    system(one), system(other)
-    have = _having(records, "top1")
-    lost = _lost(_having(records).query("system in [@one, @other]"))
-    if lost:
-        return print(f"{one} − {other}: {lost}")
-    a, b = (have.query("system == @n")["top1"] for n in (one, other))
-    if a.empty or b.empty:
-        return print(f"{one} − {other}: no records yet")
-    points, seeds = a.mean() - b.mean(), min(len(a), len(b))
-    margin = math.hypot(interval(a), interval(b)) if seeds > 1 else ONE_SEED
-    number = f"{points:+.1f}".replace("-", "−")
-    verdict = "beyond" if abs(points) > margin else "within"
-    noise = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
-    print(f"{one} − {other}: {number} points, {verdict} the noise of {noise} ±{margin:.1f}")
-
-
-def verdict(answer: object, right: object) -> None:
-    """Prints whether an exercise's answer is right: a value, numbers to 1 %, or a predicate."""
-    if answer is None:
-        return print("not tried yet")
-    if not callable(right):
-        wanted = right
-        number = isinstance(wanted, (int, float)) and not isinstance(wanted, bool)
-        right = partial(math.isclose, wanted, rel_tol=0.01) if number else partial(eq, wanted)
-    print("right" if right(answer) else "not yet")
-
-
-def source(*objects) -> None:
-    """The library's own source of classes or functions."""
-    from IPython.display import Markdown
-
-    for thing in objects:
-        code = textwrap.dedent(inspect.getsource(thing)).rstrip()
-        file = thing.__module__.replace(".", "/") + ".py"
-        _display(Markdown(f"```python\n{code}\n```\n<sub>{file}</sub>"))
-
-
-def guess(
-    value: object, text: str = "Your guess first; then hover, tap or press Enter here."
-) -> None:
-    """A question's answer, hidden until the reader hovers over it, focuses or taps it."""
-    from IPython.display import HTML
-
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    answer = html.escape(f"{value:,}" if whole else str(value))
-    # a closed <details> hides its content even where a viewer strips the style
-    style = ".vix-guess:is(:hover, :focus-within)::details-content{content-visibility:visible}"
-    _display(
-        HTML(
-            f"<style>{style}</style><details class='vix-guess'>"
-            f"<summary>{html.escape(text)}</summary><strong>{answer}</strong></details>"
-        )
-    )
-
-
-def _display(thing: object) -> None:
-    from IPython.display import display
-
-    display(thing)
-
-
-# ---- figures ----
 
 
 @checked
@@ -392,8 +143,8 @@ def attention_maps(
     for ax, (name, weights) in zip(axes, maps.items(), strict=False):
         weights = weights.detach().cpu().double().numpy()
         if query is not None:
-            of = grid.extra + query[0] * grid.columns + query[1]
-            weights = weights[of, grid.extra :].reshape(grid.rows, grid.columns)
+            of = grid.prefix_tokens + query[0] * grid.columns + query[1]
+            weights = weights[of, grid.prefix_tokens :].reshape(grid.rows, grid.columns)
         # a few large weights would leave the rest of a matrix blank
         top = np.quantile(abs(weights), 0.995 if query is None else 1) or abs(weights).max() or 1
         low = -top if (weights < 0).any() else 0
@@ -416,8 +167,8 @@ def attention_maps(
 @checked
 def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
     """Training loss and `quantity` against epochs, a row of panels for each host family."""
-    one_of("quantity", quantity, QUANTITIES)
-    have = _having(records, "curve")
+    one_of("quantity", quantity, LABELS)
+    have = having(records, "curve")
     have = have[have["curve"].map(bool)]  # empty where a run diverged in its first epoch
     if have.empty:
         return _nothing(records, save)
@@ -426,22 +177,22 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
         for name, curve in zip(have["system"], have["curve"], strict=True)
         for row in curve
     )
-    hosts = points["system"].map(host)
-    families = [family for family in HOSTS if family in set(hosts)]
+    hosts = points["system"].map(kind)
+    families = [family for family in KINDS if family in set(hosts)]
     every = math.ceil(points["epoch"].max() / 12)
     marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
-    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have, _lost(records)))
+    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have, lost(records)))
     grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
         palette = {name: color(name) for name in own["system"]}
-        look = dict(zip(("marker", "linestyle"), HOSTS[family], strict=True))
+        look = dict(zip(("marker", "linestyle"), KINDS[family], strict=True))
         look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked, "legend": False}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
             seen = own.dropna(subset=[y])
             shared = {"hue": "system", "palette": palette, "errorbar": _band, "ax": ax}
             sns.lineplot(seen, x="epoch", y=y, **shared, **look)
-            ax.set(xlabel="epoch" if family == families[-1] else "", ylabel=QUANTITIES[y])
+            ax.set(xlabel="epoch" if family == families[-1] else "", ylabel=LABELS[y])
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes[0].set_title(family if len(families) > 1 else "")
@@ -458,21 +209,21 @@ def tradeoff(
     records: pd.DataFrame, x: str = "peak_memory_mb", save: str | Path | None = None
 ) -> None:
     """Accuracy against a cost: colour of the mechanism, marker of the host, best for its cost."""
-    one_of("quantity", x, QUANTITIES)
-    have = _having(records, x, "top1")
+    one_of("quantity", x, LABELS)
+    have = having(records, x, "top1")
     if have.empty:
         return _nothing(records, save)
     groups = have.groupby("system", sort=False)
     points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    fig = _figure(5.2, _of(have, _lost(records), "grey line: the best for at most that cost"))
+    fig = _figure(5.2, _of(have, lost(records), "grey line: the best for at most that cost"))
     ax = fig.subplots()
     best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
     steps = np.repeat([p[:2] for p in best], 2, axis=0)
     ax.plot(steps[1:, 0], steps[:-1, 1], color="0.82", zorder=0)
     for (at, mean, name), (_, own) in zip(points, groups, strict=True):
         ax.plot([at, at], _band(own["top1"]), color=color(name), lw=1.2)
-        ax.plot(at, mean, HOSTS[host(name)][0], color=color(name), ms=8.5, mec="white")
-    ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES["top1"])
+        ax.plot(at, mean, KINDS[kind(name)][0], color=color(name), ms=8.5, mec="white")
+    ax.set(xlabel=LABELS[x], ylabel=LABELS["top1"])
     ax.margins(0.1, 0.08)
     low, high = ax.get_ylim()
     few = max(0, 4 - (high - low)) / 2  # an axis of at least 4 points enlarges no trifle
@@ -504,16 +255,16 @@ def against(
     `caption` stands where that of records would. Where x is not tokens, markers grow with them.
     """
     for quantity in (x, y):
-        one_of("quantity", quantity, QUANTITIES)
-    have = _having(records, x, y)
+        one_of("quantity", quantity, LABELS)
+    have = having(records, x, y)
     if have.empty:
         return _nothing(records, save)
     styles = [*have[one_of("column", style, have)].unique()] if style else []
     if len(styles) > len(LINES):
         raise BadInput(f"style: at most {len(LINES)} values, got {len(styles)}")
-    said = [f"{line}: {kind}" for line, kind in zip(LINES, styles, strict=False)]
+    said = [f"{line}: {value}" for line, value in zip(LINES, styles, strict=False)]
     said += ["larger marker: more tokens"] if x != "tokens" else []
-    caption = caption or _of(have, _lost(records))
+    caption = caption or _of(have, lost(records))
     fig = _figure(4.4, "\n".join(filter(None, [caption, " · ".join(said)])))
     ax, ends = fig.subplots(), {}
     for (name, tokens), own in have.groupby(["system", "tokens"], sort=False):
@@ -521,14 +272,14 @@ def against(
             tint, far = color(name), math.log2(tokens / have["tokens"].min())
             ax.plot([at, at], _band(same[y]), color=tint, lw=1.2)
             size = 6 if x == "tokens" else 4.5 + far
-            ax.plot(at, same[y].mean(), HOSTS[host(name)][0], color=tint, ms=size, mec="white")
+            ax.plot(at, same[y].mean(), KINDS[kind(name)][0], color=tint, ms=size, mec="white")
     keys = ["system", *([style] if style else [])]
-    for (name, *kind), own in have.groupby(keys, sort=False):
+    for (name, *value), own in have.groupby(keys, sort=False):
         line = own.groupby("tokens")[[x, y]].mean()
-        ls = LINES[styles.index(kind[0]) if kind else 0]
+        ls = LINES[styles.index(value[0]) if value else 0]
         ax.plot(line[x], line[y], ls=ls, color=color(name), zorder=1)
         ends[name] = *line.iloc[-1], name, color(name)
-    ax.set(xlabel=QUANTITIES[x], ylabel=QUANTITIES[y], xscale="log")
+    ax.set(xlabel=LABELS[x], ylabel=LABELS[y], xscale="log")
     ax.xaxis.set_minor_locator(NullLocator())
     if x == "tokens":
         ticks = sorted(set(have[x]))
@@ -553,7 +304,7 @@ def cost(
 
     Of a mechanism's variants, such as "nystrom m 64" and "nystrom m 256", only one is solid.
     """
-    one_of("quantity", quantity, COSTS)
+    one_of("quantity", quantity, COST_LABELS)
     for column in ("tokens", "mechanism", quantity):
         one_of("column", column, costs)
     if costs.empty:
@@ -574,7 +325,7 @@ def cost(
             ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
             rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
     ticks = table.index[:: math.ceil(len(table) / 8)]
-    ax.set(xlabel="tokens", ylabel=COSTS[quantity], xscale="log", yscale="log")
+    ax.set(xlabel="tokens", ylabel=COST_LABELS[quantity], xscale="log", yscale="log")
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     digits = EngFormatter() if quantity == "flops" else "{x:,.9g}"
@@ -584,33 +335,6 @@ def cost(
     fig.draw_without_rendering()  # names beside the axes leave them less room
     _label_points(ax, rings)
     _finish(fig, save)
-
-
-def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
-    """Where two lines over the same x cross, straight on logarithmic axes between their points."""
-    x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
-    gap = np.log(np.asarray(other, float)) - y
-    found = []
-    gap[gap == 0] = np.finfo(float).tiny  # touching at a point counts once, where a line goes on
-    for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
-        share = gap[i] / (gap[i] - gap[i + 1])
-        found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
-    return found
-
-
-def cheaper(line: pd.Series, against: pd.Series) -> str:
-    """Over which x a line lies below another, in words; both have their x as index."""
-    both = pd.DataFrame({"line": line, "against": against}).dropna()
-    if both.empty:
-        return "not measured"
-    line, against = both["line"], both["against"]
-    inner = [float(f"{x:.3g}") for x, _ in crossings(against, line)]
-    edges = [both.index[0], *inner, both.index[-1]]
-    first = 0 if line.iloc[0] < against.iloc[0] else 1
-    ranges = zip(edges[first::2], edges[first + 1 :: 2], strict=False)
-    return (
-        " and ".join(f"{a:,.0f} to {b:,.0f}" for a, b in ranges) or f"nowhere to {edges[-1]:,.0f}"
-    )
 
 
 def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1) -> np.ndarray:
@@ -652,11 +376,11 @@ def _finish(fig: Figure, save: str | Path | None) -> None:
     if save is not None:
         if Path(save).suffix != ".png":
             raise BadInput(f"save: expected a name that ends in .png, got {save}")
-        write_whole(Path(save), lambda path: path.write_bytes(buffer.getvalue()))
+        atomic_write(Path(save), lambda path: path.write_bytes(buffer.getvalue()))
     if "ipykernel" in sys.modules:
         from IPython.display import Image
 
-        _display(Image(buffer.getvalue(), width=100 * WIDTH))
+        display(Image(buffer.getvalue(), width=100 * WIDTH))
 
 
 def _nothing(
@@ -666,23 +390,9 @@ def _nothing(
     fig = _figure(2.2, "")
     ax = fig.subplots()
     ax.set(xticks=[], yticks=[])
-    text = _lost(records) or f"no records yet:\n{command}"
+    text = lost(records) or f"no records yet:\n{command}"
     ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
     _finish(fig, save)
-
-
-def _having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Records that have these columns; every column read here is there, be it empty."""
-    if len(records):
-        one_of("column", "system", records)
-    known = "system", "status", "command", "curve", "diverged_step", *QUANTITIES
-    return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
-
-
-def _lost(records: pd.DataFrame) -> str:
-    """Which systems have a run that diverged; empty without one."""
-    names = dict.fromkeys(_having(records, "diverged_step")["system"])
-    return f"diverged: {', '.join(names)}" if names else ""
 
 
 def _of(records: pd.DataFrame, *more: str) -> str:
@@ -694,7 +404,12 @@ def _of(records: pd.DataFrame, *more: str) -> str:
         " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
     )
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
-    parts = f"{profile} profile", DATASETS.get(data, data), f"{number} {seed}", f"recipe {recipe}"
+    parts = (
+        f"{profile} profile",
+        SOURCES[data].title if data in SOURCES else data,
+        f"{number} {seed}",
+        f"recipe {recipe}",
+    )
     stale = ["some stale"] if "stale" in set(records["status"]) else []
     return " · ".join(filter(None, [*parts, *stale, *more]))
 
@@ -714,8 +429,9 @@ def _look(mechanism: str) -> tuple[str, str]:
     known = _known(mechanism)
     if known in SYSTEMS:
         return mechanism, color(known)
-    name = NAMES.get(known, known.capitalize() if known in PALETTE else known)
-    return mechanism.replace(known, name), PALETTE.get(known, YOURS)
+    if known in MIXERS:
+        return mechanism.replace(known, MIXERS[known].title), MIXERS[known].color
+    return mechanism, YOURS
 
 
 def written(mechanism: str) -> str:
@@ -726,7 +442,7 @@ def written(mechanism: str) -> str:
 def _known(mechanism: str) -> str:
     """The mechanism or system of a variant, as "nystrom m 64" or "ViL, rank 64"; else itself."""
     words = re.split(r",? ", mechanism)
-    return next((word for word in words if word in PALETTE or word in SYSTEMS), mechanism)
+    return next((word for word in words if word in MIXERS or word in SYSTEMS), mechanism)
 
 
 def _ink(color: str) -> tuple[float, ...]:
@@ -736,9 +452,9 @@ def _ink(color: str) -> tuple[float, ...]:
 
 def _legends(ax: Axes, names: list[str]) -> None:
     """A line of colours and, where hosts differ, one of markers above the axes."""
-    mixers, hosts = {system(name).token_mixer for name in names}, {host(name) for name in names}
-    looks = [[(HOSTS[h][0], "0.5", h) for h in HOSTS if h in hosts]] if len(hosts) > 1 else []
-    looks += [[("o", PALETTE[m], _look(m)[0]) for m in PALETTE if m in mixers]]
+    mixers, kinds = {system(name).mixer for name in names}, {kind(name) for name in names}
+    looks = [[(KINDS[k][0], "0.5", k) for k in KINDS if k in kinds]] if len(kinds) > 1 else []
+    looks += [[("o", row.color, row.title) for m, row in MIXERS.items() if m in mixers]]
     for line, look in enumerate(looks):
         handles = [Line2D([], [], ls="", marker=marker, color=tint) for marker, tint, _ in look]
         place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line)}

@@ -32,7 +32,7 @@ class ResidualPair(nn.Module):
 class ResNet(Host):
     """The CIFAR form: three stages of 16, 32, 64 channels, 6 x `pairs` + 2 layers. He et al. 2016.
 
-    Section 4.2, shortcuts of option A. (b 3 H W) -> (b classes).
+    Section 4.2, shortcuts of option A. (b 3 H W) -> (b num_classes).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ResNet(Host):
         *,
         pairs: int,
         image_size: int | tuple[int, int] = 32,
-        classes: int = 10,
+        num_classes: int = 10,
         widths: Sequence[int] = (16, 32, 64),
     ):
         super().__init__(image_size)
@@ -50,17 +50,17 @@ class ResNet(Host):
             for i in range(pairs):
                 layers.append(ResidualPair(last, dim, stride=2 if stage and not i else 1))
                 last = dim
-        head = nn.Linear(last, classes)
+        head = nn.Linear(last, num_classes)
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         return self.layers(images)
 
 
 class ConvMixer(Host):
     """Patches, then depthwise and pointwise convolutions in turn. Trockman and Kolter 2022.
 
-    (b 3 H W) -> (b classes).
+    (b 3 H W) -> (b num_classes).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ConvMixer(Host):
         *,
         image_size: int | tuple[int, int] = 32,
         patch_size: int = 2,
-        classes: int = 10,
+        num_classes: int = 10,
         dim: int = 256,
         depth: int = 8,
         kernel: int = 5,
@@ -84,8 +84,8 @@ class ConvMixer(Host):
             depthwise = nn.Conv2d(dim, dim, kernel, padding="same", groups=dim)
             self.layers.append(Residual(*stage(depthwise)))
             self.layers.append(stage(nn.Conv2d(dim, dim, 1)))
-        head = nn.Linear(dim, classes)
+        head = nn.Linear(dim, num_classes)
         self.layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), head])
 
-    def scores(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         return self.layers(images)

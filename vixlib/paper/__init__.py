@@ -1,0 +1,1 @@
+"""The companion: what reproduces the paper. It imports the library, never the other way round."""

@@ -1,0 +1,88 @@
+"""What the records of benchmarks say: tables, the best peers, targets asked and seen."""
+
+import json
+import tomllib
+
+import pandas as pd
+
+from vixlib import paths
+from vixlib.errors import checked, one_of
+
+_known = tomllib.loads((paths.PACKAGE / "paper" / "labels.toml").read_text())["benchmarks"]
+TABLES, COLUMNS = _known["tables"], _known["columns"]  # a table has them all, measured or not
+# of targets: the column, and whether more is better
+TARGETS = {"times faster": ("ratio_median", True), "times less memory": ("memory", True)}
+TARGETS["exponent"] = ("exponent_median", False)
+
+
+@checked
+def benchmark(table: str, kind: str | None = None) -> pd.DataFrame:
+    """A table of benchmarks/records: all machines, or the first of a kind ("cpu", "cuda").
+
+    A machine is a device with its settings. `package`: the peer is an installed package that
+    computes what ours does, not a plain form or another mechanism; `memory`: how many times less
+    ours holds. Empty where nothing was measured.
+    """
+    one_of("table", table, TABLES)
+    files = sorted((paths.root() / "benchmarks" / "records").glob(f"*/{table}.json"))
+    rows = [row for file in files for row in json.loads(file.read_text())]
+    for row in rows:
+        threads = f"{row['threads']} thread" + "s" * (row["threads"] != 1)
+        parts = [row["device"], row["precision"], "compiled" * row["compiled"]]
+        parts += [threads] * (row["clock"] != "CUDA events")
+        parts += [row["allocator"]] * (row["allocator"] not in ("glibc", "torch"))
+        row["machine"] = ", ".join(filter(None, parts))
+    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    frame["memory"] = frame["peer_peak_mb"] / frame["ours_peak_mb"]
+    text = frame[["peer", "versions"]].astype(object).fillna("-")
+    named = text.itertuples(index=False)
+    frame["package"] = pd.Series([peer in versions for peer, versions in named], dtype=bool)
+    if kind is not None:
+        cuda = one_of("kind", kind, ("cpu", "cuda")) == "cuda"
+        frame = frame[(frame["clock"] == "CUDA events") == cuda]
+        frame = frame[frame["machine"] == min(frame["machine"], default="")]
+    return frame.reset_index(drop=True)
+
+
+def best_peers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each cell and direction the row of the fastest package."""
+    timed = rows[rows["package"]].dropna(subset=["ratio_median"])
+    fastest = timed.groupby(["cell", "direction"], sort=False)["ratio_median"].idxmin()
+    return timed.loc[fastest]
+
+
+@checked
+def targets(kind: str = "cpu") -> pd.DataFrame:
+    """benchmarks/targets.csv, and what was seen: a row of text for each.
+
+    Where a row names several numbers of tokens or directions, the worst of what was seen has to
+    keep what was asked. A peer "package" is the fastest one.
+    """
+    names = "table", "mechanism", "tokens", "direction", "peer", "quantity", "asked", "stretch"
+    file = paths.root() / "benchmarks" / "targets.csv"
+    asked = pd.read_csv(file, dtype=str, keep_default_na=False) if file.exists() else None
+    asked = pd.DataFrame(columns=names) if asked is None else asked
+    measured = {table: benchmark(table, kind) for table in set(asked["table"])}
+    found = [_seen(row, measured[row["table"]]) for row in asked.to_dict("records")]
+    return asked.assign(**{n: [row[n] for row in found] for n in ("seen", "verdict")})
+
+
+def _seen(target: dict, rows: pd.DataFrame) -> dict:
+    column, more = TARGETS[one_of("quantity", target["quantity"], TARGETS)]
+    if target["peer"] == "package":
+        rows = best_peers(rows)
+    elif target["peer"]:
+        rows = rows[rows["peer"] == target["peer"]]
+    rows = rows[(rows["mechanism"] == target["mechanism"]) & rows[column].notna()]
+    tokens, ways = target["tokens"].split() or [""], target["direction"].split(", ")
+    values = []
+    for n in tokens:
+        for way in ways:
+            here = rows[(rows["direction"] == way) & ((rows["tokens"] == float(n)) if n else True)]
+            values += here[column].tolist()[:1]
+    verdict = "not measured"
+    if len(values) == len(tokens) * len(ways):
+        bounds = [float(target[name]) for name in ("asked", "stretch") if target[name]]
+        kept = [min(values) >= x if more else max(values) <= x for x in bounds]
+        verdict = ("missed", "reached", "stretch reached")[sum(kept)]
+    return {"seen": " · ".join(f"{value:.2f}" for value in values), "verdict": verdict}

@@ -1,0 +1,80 @@
+"""What a notebook says beside tables and figures: sources, guesses, verdicts, differences."""
+
+import html
+import inspect
+import math
+import textwrap
+from functools import partial
+from operator import eq
+
+import numpy as np
+import pandas as pd
+
+from vixlib.errors import checked
+from vixlib.paper.statistics import ONE_SEED, interval
+from vixlib.paper.tables import having, lost
+from vixlib.systems import system
+
+
+@checked
+def gap(records: pd.DataFrame, one: str, other: str) -> None:
+    """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
+    system(one), system(other)
+    have = having(records, "top1")
+    broken = lost(having(records).query("system in [@one, @other]"))
+    if broken:
+        return print(f"{one} − {other}: {broken}")
+    a, b = (have.query("system == @n")["top1"] for n in (one, other))
+    if a.empty or b.empty:
+        return print(f"{one} − {other}: no records yet")
+    points, seeds = a.mean() - b.mean(), min(len(a), len(b))
+    margin = math.hypot(interval(a), interval(b)) if seeds > 1 else ONE_SEED
+    number = f"{points:+.1f}".replace("-", "−")
+    verdict = "beyond" if abs(points) > margin else "within"
+    noise = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
+    print(f"{one} − {other}: {number} points, {verdict} the noise of {noise} ±{margin:.1f}")
+
+
+def verdict(answer: object, right: object) -> None:
+    """Prints whether an exercise's answer is right: a value, numbers to 1 %, or a predicate."""
+    if answer is None:
+        return print("not tried yet")
+    if not callable(right):
+        wanted = right
+        number = isinstance(wanted, (int, float)) and not isinstance(wanted, bool)
+        right = partial(math.isclose, wanted, rel_tol=0.01) if number else partial(eq, wanted)
+    print("right" if right(answer) else "not yet")
+
+
+def source(*objects) -> None:
+    """The library's own source of classes or functions."""
+    from IPython.display import Markdown
+
+    for thing in objects:
+        code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        file = thing.__module__.replace(".", "/") + ".py"
+        display(Markdown(f"```python\n{code}\n```\n<sub>{file}</sub>"))
+
+
+def guess(
+    value: object, text: str = "Your guess first; then hover, tap or press Enter here."
+) -> None:
+    """A question's answer, hidden until the reader hovers over it, focuses or taps it."""
+    from IPython.display import HTML
+
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    answer = html.escape(f"{value:,}" if whole else str(value))
+    # a closed <details> hides its content even where a viewer strips the style
+    style = ".vix-guess:is(:hover, :focus-within)::details-content{content-visibility:visible}"
+    display(
+        HTML(
+            f"<style>{style}</style><details class='vix-guess'>"
+            f"<summary>{html.escape(text)}</summary><strong>{answer}</strong></details>"
+        )
+    )
+
+
+def display(thing: object) -> None:
+    from IPython.display import display as show
+
+    show(thing)

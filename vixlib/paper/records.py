@@ -1,0 +1,85 @@
+"""What became of runs: where their files lie, and their records as a table."""
+
+import json
+import math
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from vixlib import paths
+from vixlib.errors import RecordError, checked, one_of
+from vixlib.paper.runs import PROFILES, Run
+
+STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
+# what may differ between the records of two equal runs
+VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "compiled", "versions", "commit"}
+
+
+class Files(NamedTuple):
+    """Of a run: its record; the weights, not committed; the last good state of one unfinished."""
+
+    record: Path
+    weights: Path
+    checkpoint: Path
+
+
+def files(run: Run) -> Files:
+    """Where a run is kept."""
+    build = paths.root() / "build" / run.profile
+    return Files(
+        records_folder(run.profile) / f"{run.name}.json",
+        build / "weights" / f"{run.name}.safetensors",
+        build / "checkpoints" / f"{run.name}.pt",
+    )
+
+
+def records_folder(profile: str) -> Path:
+    """Where records of a profile lie: those of quick are not for keeping."""
+    one_of("profile", profile, PROFILES)
+    kept = "build/quick/records" if profile == "quick" else f"figures/records/{profile}"
+    return paths.root() / kept
+
+
+def figures(profile: str) -> Path:
+    """Where the notebooks draw, made if missing: only laptop's figures are the committed ones."""
+    one_of("profile", profile, PROFILES)
+    folder = paths.root() / ("figures" if profile == "laptop" else f"build/{profile}/figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+fingerprint = cache(Run.fingerprint)
+
+
+@checked
+def load(run: Run) -> dict | None:
+    """The record of a run, `status` "read", "diverged" or "stale"; None where there is none.
+
+    Stale: today's code builds another model than the one that was trained. RecordError names a
+    file that cannot be read.
+    """
+    path = files(run).record
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        then = torch.tensor(record["fingerprint"])
+        mine = {"name": run.name, "system": run.system, "seed": run.seed}
+        status = record.get("status", "read")
+        known = status == "diverged" or math.isfinite(record["top1"])
+        if {key: record[key] for key in mine} != mine or not known:
+            raise ValueError("it belongs to another run")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
+    now = fingerprint(run)
+    same = now.shape == then.shape and torch.allclose(now, then, atol=1e-3)
+    return record | {"status": status if same else "stale"}
+
+
+@checked
+def unfinished(wanted: Iterable[Run]) -> list[Run]:
+    """Those that have no record, or one of other code."""
+    return [run for run in wanted if (load(run) or {"status": "stale"})["status"] == "stale"]

@@ -1,0 +1,198 @@
+"""What an experiment is: profiles, recipes, runs and the lists of them."""
+
+import inspect
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+
+import pandas as pd
+import torch
+
+from vixlib import paths
+from vixlib.data import SOURCES
+from vixlib.errors import BadInput, checked, held, one_of
+from vixlib.models.host import FEWEST_TOKENS
+from vixlib.systems import MECHANISMS, TABLES, build, system
+from vixlib.train import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Size and budget of a run, never its recipe: a table of profiles.toml, which says more."""
+
+    dataset: str
+    image_size: int
+    epochs: int
+    patches: list[int]
+    sizes: dict[str, dict]
+    train_images: int | None = None
+    watch_images: int | None = None
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains: a table of recipes.toml, which says more."""
+
+    lr: float
+    weight_decay: float
+    std: float
+    augmented: bool
+    best_on_test: bool
+    batch: int | None = None  # None: the batch size of the released script
+
+
+NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
+
+
+def _tables(name: str, kind: type) -> dict:
+    text = (paths.PACKAGE / "paper" / name).read_text()
+    return {name: kind(**table) for name, table in tomllib.loads(text).items()}
+
+
+PROFILES, RECIPES = _tables("profiles.toml", Profile), _tables("recipes.toml", Recipe)
+# one for each way to mix tokens: compared at sequences of growing length
+LONGER = ["ViT", "ViL", "ViP", "ViN", "FNet"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides an outcome. `overrides` are (name, value) pairs of `settings`."""
+
+    system: str
+    profile: str
+    recipe: str = "fair"
+    seed: int = 0
+    overrides: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self):
+        system(self.system)
+        one_of("profile", self.profile, PROFILES)
+        one_of("recipe", self.recipe, RECIPES)
+        held("seed", self.seed, int, 0)
+        held("overrides", self.overrides, tuple)
+        kinds = {name: type(value) for name, value in self.sizes.items()}
+        kinds |= {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
+        kinds = {name: kind for name, kind in kinds.items() if name not in NO_SETTINGS}
+        hashable = {}
+        for pair in self.overrides:
+            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
+                raise BadInput(f"overrides: expected pairs (name, value) once each, got {pair!r}")
+            name, value = pair
+            kind = kinds[one_of("setting", name, kinds)]
+            held(name, value, Sequence[int] if kind is list else kind)
+            exact = {list: tuple, float: float}.get(kind)  # 1 and 1.0 are one run
+            hashable[name] = exact(value) if exact else value
+        object.__setattr__(self, "overrides", tuple(hashable.items()))
+        one_of("dataset", self.settings["dataset"], SOURCES)
+        one_of("precision", self.settings["precision"], PRECISIONS)
+
+    @property
+    def sizes(self) -> dict:
+        """What its profile says of its family or host: sizes of the model, perhaps a budget."""
+        family, sizes = system(self.system).family, PROFILES[self.profile].sizes
+        return sizes.get(family.name, sizes.get(family.host.__name__, {}))
+
+    @property
+    def settings(self) -> dict:
+        """Every field of profile, sizes and recipe, the overrides applied."""
+        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(RECIPES[self.recipe])
+        settings = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
+        settings |= dict(self.overrides)
+        if settings["batch"] is None:
+            settings["batch"] = released_batch(self.system)
+        return settings
+
+    @property
+    def name(self) -> str:
+        """The stem of its record's file name."""
+        changed = [f"{key}={_plain(value)}" for key, value in self.overrides]
+        parts = self.system, self.settings["dataset"], self.recipe, f"seed{self.seed}", *changed
+        return ".".join(parts).replace("/", "-")
+
+    @property
+    def command(self) -> str:
+        """The shell line that makes its record."""
+        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
+        recipe = "" if self.recipe == "fair" else f" --recipe {self.recipe}"
+        return (
+            f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Places of an image where tokens first mix; 0 for a network without tokens."""
+        with torch.device("meta"):
+            grid = self.build().grid
+        return grid.rows * grid.columns
+
+    def build(self) -> torch.nn.Module:
+        """Its untrained model, the same at every call."""
+        s = self.settings
+        sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
+        if "std" in inspect.signature(system(self.system).family.host.__init__).parameters:
+            sizes["std"] = s["std"]
+        torch.manual_seed(self.seed)
+        return build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+
+    def fingerprint(self) -> torch.Tensor:
+        """Logits of the untrained model for eight seeded inputs: they change when the code does."""
+        model = self.build().eval()
+        images = torch.randn(8, 3, *model.size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return model(images).flatten()
+
+
+def _plain(value: object) -> str:
+    """A setting as it stands in file names and commands: lists as [1,2]."""
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
+
+
+@checked
+def runs(names: Iterable[str], profile: str, *, seeds: int = 1, recipe: str = "fair") -> list[Run]:
+    """One Run for each system and each of the first `seeds` seeds."""
+    return [Run(name, profile, recipe, seed) for name in names for seed in range(seeds)]
+
+
+@checked
+def longer(profile: str, *, equal: str = "epochs", seeds: int = 1) -> list[Run]:
+    """Runs at each patch size of a profile, from short sequences to long ones.
+
+    Equal in "epochs", or in "cost": the fewer tokens an image has, the more epochs, so that all
+    runs read as many tokens. Where all attentions would be softmax, ViT's run is that of all.
+    """
+    p = PROFILES[one_of("profile", profile, PROFILES)]
+    one_of("equal", equal, ("epochs", "cost"))
+    found = []
+    for patch in p.patches:
+        times = (patch // min(p.patches)) ** 2
+        changes = [("patch_size", patch), ("epochs", p.epochs * times)]
+        changes = changes[: 0 if times == 1 else 1 if equal == "epochs" else 2]
+        few = (p.image_size // patch) ** 2 + 1 < FEWEST_TOKENS  # with CLS
+        for name in LONGER:
+            if not few or system(name).mechanism in (MECHANISMS["softmax"], None):
+                found += [Run(name, profile, "fair", s, tuple(changes)) for s in range(seeds)]
+    return found
+
+
+@checked
+def queue(profile: str) -> list[Run]:
+    """Every run of a profile, once each, in the order of the notebooks."""
+    names = [name for table in TABLES.values() for name in table]
+    more = [*longer(profile), *longer(profile, equal="cost")]
+    return [*dict.fromkeys([*runs(names, profile), *more])]
+
+
+@cache
+def published() -> pd.DataFrame:
+    """Every published or logged number, with its source: figures/paper.csv."""
+    return pd.read_csv(paths.shipped("paper.csv"), keep_default_na=False)
+
+
+def released_batch(name: str) -> int:
+    """The batch size that the authors' script of a system trains with."""
+    rows = published().query("system == @name and quantity == 'batch'")
+    if rows.empty:
+        raise BadInput(f"{name}: no released batch size is known; use the recipe fair")
+    return int(rows["value"].iloc[0])

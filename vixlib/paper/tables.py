@@ -1,0 +1,185 @@
+"""Tables of records and benchmarks as a reader sees them: plain DataFrames of text."""
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vixlib import measure, paths
+from vixlib.data import SOURCES
+from vixlib.errors import checked, one_of
+from vixlib.paper.runs import PROFILES, published
+from vixlib.paper.statistics import interval
+from vixlib.systems import build
+
+_labels = tomllib.loads((paths.PACKAGE / "paper" / "labels.toml").read_text())
+LABELS, COST_LABELS = _labels["records"], _labels["costs"]  # of columns, with units
+
+
+def machine(profile: str) -> pd.DataFrame:
+    """This machine, and what the profile means."""
+    p = PROFILES[one_of("profile", profile, PROFILES)]
+    cuda = torch.cuda.is_available()
+    some = "all" if p.train_images is None else f"{p.train_images:,}"
+    size = f"{p.image_size} × {p.image_size}"
+    rows = {
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "profile": profile,
+        "images": f"{SOURCES[p.dataset].title}, {some} for training, {size}",
+        "training": f"{p.epochs} epochs unless the plan says otherwise",
+    }
+    return pd.DataFrame({"": rows})
+
+
+@checked
+def plan(runs: Iterable) -> pd.DataFrame:
+    """The runs before any training, a row each."""
+    rows = []
+    for run in runs:
+        s = run.settings
+        size = f"{run.tokens:,}", s["epochs"], s["batch"]
+        rows.append(
+            (run.name, run.system, SOURCES[s["dataset"]].title, *size, run.recipe, run.seed)
+        )
+    names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
+    return _indexed(pd.DataFrame(rows, columns=names))
+
+
+@checked
+def results(
+    records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
+) -> pd.DataFrame:
+    """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
+    one_of("quantity", quantity, published()["quantity"].unique())
+    logged = published().query("dataset == @paper_dataset and quantity == @quantity")
+    logged = pd.to_numeric(logged.set_index("system")["value"])
+    # as released, the best epoch on the test set stands beside the last, and is what is compared
+    like = quantity in records and records[quantity].notna().any()
+    rows = []
+    for name, own in having(records).groupby("system", sort=False):
+        ours = own[quantity if like else "top1"].mean()
+        theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
+        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own, "top1")}
+        row |= {"ours best": _spread(own, quantity)} if like else {}
+        row["difference"] = _number(ours - theirs, 1, "+")
+        row["parameters"] = _number(own["parameters"].mean())
+        row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
+        row["peak MB"] = _number(own["peak_memory_mb"].mean())
+        stale = ["stale"] if "stale" in set(own["status"]) else []
+        missing = own.loc[own["status"] == "missing", "command"]
+        rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
+    names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
+    table = _indexed(pd.DataFrame(rows, columns=None if rows else names))
+    return table.rename(columns={"logged": "published"} if quantity == "top1_published" else {})
+
+
+@checked
+def measured(
+    rows: pd.DataFrame,
+    value: str = "ratio",
+    index: Sequence[str] = ("mechanism", "peer"),
+    columns: str = "tokens",
+) -> pd.DataFrame:
+    """A value of benchmarks as text, its median with quartiles where it has them."""
+    names = [f"{value}_{part}" for part in ("median", "q25", "q75")]
+    names = names if names[0] in rows else [value]
+    have = rows.dropna(subset=names)
+    text = [
+        f"{first:.2f}" + (f" ({rest[0]:.2f}–{rest[1]:.2f})" if rest else "")
+        for first, *rest in have[names].itertuples(index=False)
+    ]
+    table = have.assign(text=pd.Series(text, have.index, str))
+    return table.pivot_table("text", [*index], columns, "first", sort=False).fillna("")
+
+
+@checked
+def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd.DataFrame:
+    """Over which tokens each mechanism is below those of `against`: a column by their titles."""
+    table = rows.pivot_table(quantity, "tokens", "mechanism", sort=False)
+    table = table.reindex(columns=[*dict.fromkeys([*table, *against])]).sort_index()
+    others = [name for name in table if name not in against]
+    lines = {
+        title: [cheaper(table[name], table[one]) for name in others]
+        for one, title in against.items()
+    }
+    return pd.DataFrame(lines, others)
+
+
+@checked
+def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
+    """Parameters and millions of FLOPs an image of each system, at the settings of `build`."""
+    rows = []
+    for name in names:
+        with torch.device("meta"):
+            model = build(name, **settings)
+        shape = (1, 3, *model.size)
+        rows.append(
+            (name, measure.parameters(model), measure.flops(lambda m=model: m, shape) / 1e6)
+        )
+    return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
+
+
+def _spread(own: pd.DataFrame, quantity: str) -> str:
+    values = own[quantity].dropna()
+    text = _number(values.mean(), 1)
+    text += f" ± {interval(values):.1f} ({len(values)})" if len(values) > 1 else ""
+    lost = own["diverged_step"].count()
+    number = f"{lost} " if lost > 1 or text else ""
+    return ", ".join(filter(None, [text, f"{number}diverged" if lost else ""]))
+
+
+def _number(value: float, digits: int = 0, sign: str = "") -> str:
+    text = "" if pd.isna(value) else f"{value:{sign},.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _indexed(table: pd.DataFrame) -> pd.DataFrame:
+    """The first column as row names, its title in the corner."""
+    first = table.columns[0]
+    return table.set_index(first).rename_axis(index=None, columns=first)
+
+
+def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
+    """Where two lines over the same x cross, straight on logarithmic axes between their points."""
+    x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
+    gap = np.log(np.asarray(other, float)) - y
+    found = []
+    gap[gap == 0] = np.finfo(float).tiny  # touching at a point counts once, where a line goes on
+    for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
+        share = gap[i] / (gap[i] - gap[i + 1])
+        found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
+    return found
+
+
+def cheaper(line: pd.Series, against: pd.Series) -> str:
+    """Over which x a line lies below another, in words; both have their x as index."""
+    both = pd.DataFrame({"line": line, "against": against}).dropna()
+    if both.empty:
+        return "not measured"
+    line, against = both["line"], both["against"]
+    inner = [float(f"{x:.3g}") for x, _ in crossings(against, line)]
+    edges = [both.index[0], *inner, both.index[-1]]
+    first = 0 if line.iloc[0] < against.iloc[0] else 1
+    ranges = zip(edges[first::2], edges[first + 1 :: 2], strict=False)
+    return (
+        " and ".join(f"{a:,.0f} to {b:,.0f}" for a, b in ranges) or f"nowhere to {edges[-1]:,.0f}"
+    )
+
+
+def having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Records that have these columns; every column read here is there, be it empty."""
+    if len(records):
+        one_of("column", "system", records)
+    known = "system", "status", "command", "curve", "diverged_step", *LABELS
+    return records.reindex(columns=[*dict.fromkeys([*records, *known])]).dropna(subset=[*columns])
+
+
+def lost(records: pd.DataFrame) -> str:
+    """Which systems have a run that diverged; empty without one."""
+    names = dict.fromkeys(having(records, "diverged_step")["system"])
+    return f"diverged: {', '.join(names)}" if names else ""

@@ -1,0 +1,258 @@
+"""Training runs: one or many, from wherever they were left, each into its record."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vixlib import data, measure, paths
+from vixlib.errors import BadInput, CheckpointError, Diverged, checked
+from vixlib.paper.records import STATUS, files, fingerprint, load
+from vixlib.paper.runs import Run
+from vixlib.train import Checkpoint, autocast, compile_blocks, evaluate, fit
+
+
+@checked
+def perform(
+    run: Run,
+    *,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    compiled: bool | None = None,
+    deadline: float = math.inf,
+    report: Callable[[dict], None] = lambda row: None,
+) -> dict | None:
+    """Train a run (or go on with it) and write its record; None where the deadline came first.
+
+    `folder` holds the dataset. Blocks are compiled on a GPU, unless `compiled` says otherwise. The
+    trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
+    `status` "diverged": the curve until then, where, no accuracy.
+    """
+    device = data.resolve_device(device)
+    s, model = run.settings, run.build().to(device)
+    compiled = device.type == "cuda" if compiled is None else compiled
+    if compiled:
+        compile_blocks(model)
+    dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
+    dataset = data.subset(dataset, train=s["train_images"])
+    identity = f"{run.name} {sorted(s.items())}"
+    checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
+    options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
+    options |= {"precision": s["precision"], "seed": run.seed, "watch": s["watch_images"]}
+    options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
+    try:
+        curve = fit(model, dataset, **options)
+        if curve is None:
+            return None
+        top1, top5 = evaluate(model, dataset, precision=s["precision"])
+        if math.isnan(top1):
+            steps = math.ceil(len(dataset.train_images) / s["batch"])
+            raise Diverged(s["epochs"], steps, s["lr"], curve=curve)
+        known = {"top1": top1, "top5": top5}
+    except Diverged as error:
+        curve, known = error.curve, {"top1": None, "top5": None, "status": "diverged"}
+        known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
+    record = _identity(run, dataset) | _costs(run, dataset, device) | {"compiled": compiled}
+    record |= known | _of_curve(curve, "status" in known, s["best_on_test"])
+    _write(run, record, model, dataset.classes)
+    if "status" not in record:  # else the checkpoint stays, the last good state
+        checkpoint.delete()
+    return record
+
+
+def _identity(run: Run, dataset: data.Dataset) -> dict:
+    """Columns of a record: which run it is, of which code."""
+    changed = {"overrides": ",".join(f"{key}={value}" for key, value in run.overrides)}
+    sizes = {part: len(getattr(dataset, part)) for part in ("train_images", "test_images")}
+    known = asdict(run) | {"name": run.name, "tokens": run.tokens, "commit": _commit()}
+    known |= {"fingerprint": [round(value, 5) for value in fingerprint(run).tolist()]}
+    versions = f"torch {torch.__version__}, python {platform.python_version()}"
+    return known | changed | run.settings | sizes | {"versions": versions}
+
+
+def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
+    """Columns of a record: what its model costs, and where."""
+    model = run.build()
+    threads = f"CPU, {torch.get_num_threads()} thread(s): " if device.type == "cpu" else ""
+    return {
+        "parameters": measure.parameters(model),
+        "flops": measure.flops(run.build, (1, 3, *model.size)),
+        "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
+        "device": threads + measure.device_name(device),
+    }
+
+
+def _of_curve(curve: list[dict], diverged: bool, best_on_test: bool) -> dict:
+    """Columns of a record: how the training went; of one that diverged, no last epoch."""
+    last = {} if diverged else curve[-1]
+    best = max(curve, key=lambda row: row["top1"]) if best_on_test and last else {}
+    seconds = [row["seconds"] for row in curve]
+    return {
+        "top1_best": best.get("top1"),
+        "epoch_best": best.get("epoch"),
+        "train_accuracy": last.get("train_accuracy"),
+        "loss": last.get("loss"),
+        "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
+        "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
+    }
+
+
+def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, ...]) -> None:
+    """The weights, then the record; of a run that diverged no weights, not earlier ones either."""
+    weights, path = files(run).weights, files(run).record
+    if "status" in record:
+        weights.unlink(missing_ok=True)
+    else:
+        state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
+        about = {"classes": "\n".join(classes)}
+        paths.atomic_write(weights, lambda path: save_file(state, path, about))
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    paths.atomic_write(path, lambda path: path.write_text(text))
+
+
+@checked
+def read(
+    wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
+) -> pd.DataFrame:
+    """The records of some runs, a row each; `status` is one of STATUS.
+
+    With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
+    a missing record is a row without numbers; `command` says how to make it.
+    """
+    rows = []
+    for run in wanted:
+        record = load(run)
+        if train and (record is None or record["status"] == "stale"):
+            record = {"status": "trained"}
+            record |= perform(run, folder=folder, report=partial(tell, run))
+        known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
+        rows.append(known | {"command": run.command})
+    frame = pd.DataFrame(rows)
+    counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
+    told = {status: n for status, n in counts.items() if n or status != "diverged"}
+    print(", ".join(f"{count} {status}" for status, count in told.items()))
+    return frame
+
+
+def say(run: Run, record: dict | None, more: str = "") -> None:
+    """Prints in a line what became of a run."""
+    if record is None:
+        end = "out of time; the same command goes on"
+    elif record["top1"] is None:
+        kept = files(run).checkpoint if files(run).checkpoint.exists() else None
+        where = record["diverged_epoch"], record["diverged_step"], record["lr"]
+        end = f"{Diverged(*where, kept)}; recorded in {files(run).record}"
+    else:
+        end = f"top-1 {record['top1']:.2f} %, recorded in {files(run).record}"
+    print(f"{run.name}: {end}{more}", flush=True)
+
+
+@checked
+def perform_all(
+    wanted: list[Run],
+    *,
+    workers: int = 1,
+    deadline: float = math.inf,
+    done: Callable[[Run, dict | None], None] = say,
+    **options,
+) -> None:
+    """Train many runs, `workers` processes of one thread each; `done` hears of each run's end.
+
+    A single worker is this process, with a progress bar at a terminal. `options` are perform's.
+    """
+    if workers == 1:
+        torch.set_num_threads(1)
+        for run in wanted:
+            if time.monotonic() < deadline:
+                done(run, perform(run, deadline=deadline, report=partial(tell, run), **options))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(_in_worker, run, deadline=deadline, **options): run for run in wanted}
+        try:
+            for job in as_completed(jobs):
+                done(jobs[job], job.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _in_worker(run: Run, **options) -> dict | None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    return perform(run, report=partial(tell, run), **options)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on, unseen."""
+    parent_process().join()
+    os._exit(1)
+
+
+def tell(run: Run, row: dict) -> None:
+    """Prints the line of an epoch."""
+    epoch = f"epoch {row['epoch']}/{run.settings['epochs']}, loss {row['loss']:.3f}"
+    accuracy = f"train {row['train_accuracy']:.1f} %, test {row['top1']:.1f} %"
+    print(f"{run.name}: {epoch}, {accuracy}, {row['seconds']:.0f} s", flush=True)
+
+
+@checked
+def trained(run: Run) -> torch.nn.Module:
+    """The model of a run with the weights that its training left on this machine."""
+    if not files(run).weights.exists():
+        raise BadInput(f"no weights in {files(run).weights}; train them: {run.command}")
+    model = run.build()
+    try:
+        model.load_state_dict(load_file(files(run).weights))
+    except Exception as error:
+        raise CheckpointError(f"unreadable weights {files(run).weights}; delete them") from error
+    return model.eval()
+
+
+@checked
+def predict(run: Run, image: str | Path, top: int = 5) -> list[tuple[str, float]]:
+    """The likeliest classes of an image file with their probabilities."""
+    model = trained(run)
+    with safe_open(files(run).weights, "pt") as weights:
+        classes = weights.metadata()["classes"].split("\n")
+    try:
+        picture = Image.open(image).convert("RGB").resize(model.size[::-1])
+    except Exception as error:  # a broken PNG is a SyntaxError
+        raise BadInput(f"cannot read the image {image}: {error}") from error
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        best = model(data.normalise(pixels)).softmax(-1)[0].topk(min(top, len(classes)))
+    return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
+
+
+def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:
+    some = slice(0, run.settings["batch"])
+    images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
+    with autocast(device, run.settings["precision"]):
+        return measure.training_memory(run.build().to(device), images, labels)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(paths.root()), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

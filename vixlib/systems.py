@@ -1,0 +1,187 @@
+"""The registry: every token mixer and every family of systems has one row here, and `build`.
+
+A new mechanism is a class and a row of MIXERS: it joins every family whose row leaves the letter
+open. A new host is a file in models/ and a row of FAMILIES. All else derives from these: lists,
+tables, the queue, colours and markers, the sizes that tests and notebooks build.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+from torch import nn
+
+from vixlib.attention import Mechanism
+from vixlib.errors import BadInput, one_of, renamed
+from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
+from vixlib.layers import ConvolutionalEmbedding, TokenMLP
+from vixlib.models.baselines import ConvMixer, ResNet
+from vixlib.models.cct import CCX
+from vixlib.models.cvt import CvX
+from vixlib.models.host import TokenMixer
+from vixlib.models.levit import LeViX
+from vixlib.models.vix import ViX
+
+
+class Mixer(NamedTuple):
+    """What mixes tokens: how it is written and drawn; a mechanism has a letter in names."""
+
+    title: str
+    color: str
+    letter: str = ""
+    mechanism: Callable[..., Mechanism] | None = None
+    note: str = ""  # "ours": not one of the paper's
+
+
+MIXERS = {  # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
+    "softmax": Mixer("softmax", "#000000", "T", Softmax),
+    "linformer": Mixer("Linformer", "#E69F00", "L", Linformer),
+    "performer": Mixer("Performer", "#009E73", "P", Performer),
+    "nystrom": Mixer("Nyström", "#0072B2", "N", Nystrom),
+    "fourier": Mixer("Fourier", "#CC79A7"),
+    "tokenmlp": Mixer("token MLP", "#D55E00"),
+    "convolution": Mixer("convolution", "#999999"),
+}
+MECHANISMS = {name: row.mechanism for name, row in MIXERS.items() if row.letter}
+
+
+class Family(NamedTuple):
+    """A row: systems that differ by their mechanism alone, whose letter goes where `name` has {}.
+
+    `table` is that of the results, in the order of `letters`; those that it leaves out follow,
+    unless the row is as released: then they are the authors' only. `ours` are letters of which the
+    paper says nothing. `own` is what differs from a mechanism's defaults, by letter. In figures
+    `look` is the marker, then the line of a `kind`.
+    """
+
+    name: str
+    host: Callable[..., nn.Module]
+    options: dict
+    table: str
+    notebook: str
+    kind: str
+    look: str
+    mixer: str = ""
+    letters: str = "TLPN"
+    ours: str = ""
+    own: Mapping[str, Callable[..., Mechanism]] = MappingProxyType({})
+
+
+HYBRID = {"embedding": ConvolutionalEmbedding}
+ROPE = {"positions": False, "rotary": True}
+FNET = {"mixer": Fourier}
+MLP_MIXER = {"mixer": TokenMLP, "positions": False, "cls": False, "mlp_ratio": 1}
+# the authors' simplified hosts: of LeViT the convolutions alone are left, of CvT the embeddings
+LEVIT_RELEASED = HYBRID | {"positions": False, "cls": False, "norm": nn.Identity}
+CVT_RELEASED = {"convolutional": False, "cls": False, "mlp_ratio": 2, "strides": (1, 1, 1)}
+CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3}
+# as released, values are the keys in every Linformer, and plain ViL has one head of them
+SHARED = {"L": partial(Linformer, shared=True)}
+ONE_HEAD = {"L": partial(Linformer, shared=True, kv_heads=1)}
+AS_RELEASED, BASELINE = "as released", "baseline"
+
+_rope, _both = ("05_rope", "RoPE", "^--"), ("05_rope", "hybrid + RoPE", "D:")
+_plain, _hybrid = ("03_vix", "plain", "o-"), ("04_hybrid_vix", "hybrid", "s-.")
+_mixers, _other = ("mixers", "09_fnet_mixer"), ("baselines", "11_paper_tables", BASELINE, "p-")
+_levit, _cct, _cvt = ("levit", "06_levit"), ("cct", "07_cct"), ("cvt", "08_cvt")
+_simple, _host = (AS_RELEASED, "<:", "", "NP"), ("", "TNPL", "L")
+FAMILIES = (
+    Family("Vi{}", ViX, {}, "vix", *_plain, own=ONE_HEAD),
+    Family("Vi{}-RoPE", ViX, ROPE, "rope", *_rope, own=SHARED),
+    Family("HybridVi{}", ViX, HYBRID, "hybrid", *_hybrid, own=SHARED),
+    Family("HybridVi{}-RoPE", ViX, HYBRID | ROPE, "hybrid-rope", *_both, own=SHARED),
+    Family("FNet", ViX, FNET, *_mixers, *_plain[1:], "fourier"),
+    Family("HybridFNet", ViX, FNET | HYBRID, *_mixers, *_hybrid[1:], "fourier"),
+    Family("MLPMixer", ViX, MLP_MIXER, *_mixers, *_plain[1:], "tokenmlp"),
+    Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, *_mixers, *_hybrid[1:], "tokenmlp"),
+    Family("LeVi{}", LeViX, {}, *_levit, "LeViT", "v-", *_host),
+    Family("CC{}", CCX, {}, *_cct, "CCT", "P--", *_host),
+    Family("Cv{}", CvX, {}, *_cvt, "CvT", "X-.", *_host),
+    Family("LeVi{}-released", ViX, LEVIT_RELEASED, *_levit, *_simple),
+    Family("Cv{}-released", CvX, CVT_RELEASED, *_cvt, *_simple),
+    Family("ResNet-20", ResNet, {"pairs": 3}, *_other, "convolution"),
+    Family("ResNet-56", ResNet, {"pairs": 9}, *_other, "convolution"),
+    Family("ConvMixer-256/8", ConvMixer, {}, *_other, "convolution"),
+)
+
+
+class System(NamedTuple):
+    """A member of a family; `note` says what is not the paper's own."""
+
+    name: str
+    family: Family
+    mixer: str
+    mechanism: Callable[..., Mechanism] | None = None
+    note: str = ""
+
+
+def _members(family: Family) -> list[System]:
+    """The members of a family in the order of MIXERS."""
+    told = family.kind if family.kind in (AS_RELEASED, BASELINE) else ""
+    if family.mixer:
+        return [System(family.name, family, family.mixer, note=told)]
+    members = []
+    for mixer, row in MIXERS.items():
+        letter = row.letter
+        if letter and (letter in family.letters or told != AS_RELEASED):
+            note = told or ("ours" if letter in family.ours else row.note)
+            mechanism = family.own.get(letter, row.mechanism)
+            members.append(System(family.name.format(letter), family, mixer, mechanism, note))
+    return members
+
+
+SYSTEMS = {row.name: row for family in FAMILIES for row in _members(family)}
+
+
+TABLES: dict[str, list[str]] = {}  # of results, in the order of their notebooks
+for _family in sorted(FAMILIES, key=lambda family: family.notebook):
+    _order = (*_family.letters, *(row.letter for row in MIXERS.values()))
+    _named = sorted(_members(_family), key=lambda row: _order.index(MIXERS[row.mixer].letter))
+    TABLES.setdefault(_family.table, []).extend(row.name for row in _named)
+
+
+def list_systems(table: str | None = None) -> list[str]:
+    """The names of all systems in the paper's spelling, or of those of a table of results."""
+    return list(SYSTEMS) if table is None else list(TABLES[one_of("table", table, TABLES)])
+
+
+def system(name: str) -> System:
+    """The row of a system; BadInput lists the legal names."""
+    return SYSTEMS[one_of("system", name, SYSTEMS)]
+
+
+@renamed(classes="num_classes")
+def build(
+    name: str,
+    *,
+    attention: str | Callable[..., Mechanism] | None = None,
+    mixer: TokenMixer | None = None,
+    **sizes,
+) -> nn.Module:
+    """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
+
+    `attention` swaps the mechanism: a name ("softmax", "linformer", "performer", "nystrom") gives
+    the sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial
+    gives its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as
+    Fourier. `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for
+    the ViX patch_size, dim, depth, dim_head (32 unless said), ...
+    """
+    row = system(name)
+    chosen = {} if mixer is None else {"mixer": mixer}
+    mechanism = row.mechanism if attention is None else attention
+    if attention is not None and mixer is not None:
+        raise BadInput("attention or mixer: a mixer takes the place of attention")
+    if attention is not None and row.mechanism is None:
+        with_attention = [r.name for r in SYSTEMS.values() if r.mechanism is not None]
+        raise BadInput(f"{name} has no attention to replace; {', '.join(with_attention)} have")
+    if isinstance(attention, str):
+        one_of("attention", attention, MECHANISMS)
+        siblings = {each.mixer: each.mechanism for each in _members(row.family)}
+        mechanism = siblings.get(attention, MECHANISMS[attention])
+    if mechanism is not None and mixer is None:
+        chosen["mechanism"] = mechanism
+    try:
+        return row.family.host(**{**row.family.options, **chosen, **sizes})
+    except RuntimeError as error:  # no memory for it
+        raise BadInput(f"{name} with {sizes}: {str(error).splitlines()[0]}") from error
