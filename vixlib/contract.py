@@ -62,8 +62,8 @@ def _close(far: float, limit: float) -> tuple[bool, str]:
 
 def _shapes(mechanism, queries=GRID, width=WIDTH):
     made = _make(mechanism, queries)
-    got, want = made(*_qkv(made, width)).shape, (3, HEADS, queries.tokens, width)
-    return got == want, f"expected {want}, got {tuple(got)}"
+    got, want = tuple(made(*_qkv(made, width)).shape), (3, HEADS, queries.tokens, width)
+    return got == want, f"{got}" if got == want else f"expected {want}, got {got}"
 
 
 def _fewer_queries(mechanism):
