@@ -13,7 +13,6 @@ from vixlib import attention, build, fused
 from vixlib.attention import (
     Grid,
     Mechanism,
-    attention_map,
     orthogonal_gaussian,
     pseudo_inverse,
     segment_means,
@@ -22,6 +21,7 @@ from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput
 from vixlib.fused import Linformer, Nystrom, Performer, Softmax, pseudo_inverse_times, reflected
 from vixlib.layers import OffsetBias
+from vixlib.maps import attention_map
 from vixlib.models.host import mechanism_for
 from vixlib.systems import MECHANISMS
 

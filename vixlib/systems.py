@@ -51,22 +51,45 @@ class Family(NamedTuple):
 
     `table` is that of the results, in the order of `letters`; those that it leaves out follow,
     unless the row is as released: then they are the authors' only. `ours` are letters of which the
-    paper says nothing. `own` is what differs from a mechanism's defaults, by letter. In figures
-    `look` is the marker, then the line of a `kind`.
+    paper says nothing, `own` what differs from a mechanism's defaults, by letter. `released` are
+    the sizes that the authors' models for Tiny ImageNet have, where they are not the defaults.
     """
 
     name: str
     host: Callable[..., nn.Module]
     options: dict
     table: str
-    notebook: str
     kind: str
-    look: str
     mixer: str = ""
     letters: str = "TLPN"
     ours: str = ""
     own: Mapping[str, Callable[..., Mechanism]] = MappingProxyType({})
+    released: Mapping[str, object] = MappingProxyType({})
 
+
+AS_RELEASED, BASELINE = "as released", "baseline"
+KINDS = {  # what a family is in figures: marker, then line
+    "plain": "o-",
+    "RoPE": "^--",
+    "hybrid": "s-.",
+    "hybrid + RoPE": "D:",
+    "LeViT": "v-",
+    "CCT": "P--",
+    "CvT": "X-.",
+    AS_RELEASED: "<:",
+    BASELINE: "p-",
+}
+NOTEBOOKS = {  # of each table of results
+    "vix": "03_vix",
+    "hybrid": "04_hybrid_vix",
+    "rope": "05_rope",
+    "hybrid-rope": "05_rope",
+    "levit": "06_levit",
+    "cct": "07_cct",
+    "cvt": "08_cvt",
+    "mixers": "09_fnet_mixer",
+    "baselines": "11_paper_tables",
+}
 
 HYBRID = {"embedding": ConvolutionalEmbedding}
 ROPE = {"positions": False, "rotary": True}
@@ -79,30 +102,27 @@ CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3}
 # as released, values are the keys in every Linformer, and plain ViL has one head of them
 SHARED = {"L": partial(Linformer, shared=True)}
 ONE_HEAD = {"L": partial(Linformer, shared=True, kv_heads=1)}
-AS_RELEASED, BASELINE = "as released", "baseline"
-
-_rope, _both = ("05_rope", "RoPE", "^--"), ("05_rope", "hybrid + RoPE", "D:")
-_plain, _hybrid = ("03_vix", "plain", "o-"), ("04_hybrid_vix", "hybrid", "s-.")
-_mixers, _other = ("mixers", "09_fnet_mixer"), ("baselines", "11_paper_tables", BASELINE, "p-")
-_levit, _cct, _cvt = ("levit", "06_levit"), ("cct", "07_cct"), ("cvt", "08_cvt")
-_simple, _host = (AS_RELEASED, "<:", "", "NP"), ("", "TNPL", "L")
+# images of 64 pixels as 1,024 tokens, too
+_stem, _patch, _tiny = {"stem": (2, 1, 1)}, {"patch_size": 2}, {"strides": (2, 1, 1)}
 FAMILIES = (
-    Family("Vi{}", ViX, {}, "vix", *_plain, own=ONE_HEAD),
-    Family("Vi{}-RoPE", ViX, ROPE, "rope", *_rope, own=SHARED),
-    Family("HybridVi{}", ViX, HYBRID, "hybrid", *_hybrid, own=SHARED),
-    Family("HybridVi{}-RoPE", ViX, HYBRID | ROPE, "hybrid-rope", *_both, own=SHARED),
-    Family("FNet", ViX, FNET, *_mixers, *_plain[1:], "fourier"),
-    Family("HybridFNet", ViX, FNET | HYBRID, *_mixers, *_hybrid[1:], "fourier"),
-    Family("MLPMixer", ViX, MLP_MIXER, *_mixers, *_plain[1:], "tokenmlp"),
-    Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, *_mixers, *_hybrid[1:], "tokenmlp"),
-    Family("LeVi{}", LeViX, {}, *_levit, "LeViT", "v-", *_host),
-    Family("CC{}", CCX, {}, *_cct, "CCT", "P--", *_host),
-    Family("Cv{}", CvX, {}, *_cvt, "CvT", "X-.", *_host),
-    Family("LeVi{}-released", ViX, LEVIT_RELEASED, *_levit, *_simple),
-    Family("Cv{}-released", CvX, CVT_RELEASED, *_cvt, *_simple),
-    Family("ResNet-20", ResNet, {"pairs": 3}, *_other, "convolution"),
-    Family("ResNet-56", ResNet, {"pairs": 9}, *_other, "convolution"),
-    Family("ConvMixer-256/8", ConvMixer, {}, *_other, "convolution"),
+    Family("Vi{}", ViX, {}, "vix", "plain", own=ONE_HEAD),
+    Family("Vi{}-RoPE", ViX, ROPE, "rope", "RoPE", own=SHARED),
+    Family("HybridVi{}", ViX, HYBRID, "hybrid", "hybrid", own=SHARED),
+    Family("HybridVi{}-RoPE", ViX, HYBRID | ROPE, "hybrid-rope", "hybrid + RoPE", own=SHARED),
+    Family("FNet", ViX, FNET, "mixers", "plain", "fourier"),
+    Family("HybridFNet", ViX, FNET | HYBRID, "mixers", "hybrid", "fourier"),
+    Family("MLPMixer", ViX, MLP_MIXER, "mixers", "plain", "tokenmlp"),
+    Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, "mixers", "hybrid", "tokenmlp"),
+    Family("LeVi{}", LeViX, {}, "levit", "LeViT", letters="TNPL", ours="L"),
+    Family("CC{}", CCX, {}, "cct", "CCT", letters="TNPL", ours="L", released=_stem),
+    Family("Cv{}", CvX, {}, "cvt", "CvT", letters="TNPL", ours="L"),
+    Family(
+        "LeVi{}-released", ViX, LEVIT_RELEASED, "levit", AS_RELEASED, letters="NP", released=_patch
+    ),
+    Family("Cv{}-released", CvX, CVT_RELEASED, "cvt", AS_RELEASED, letters="NP", released=_tiny),
+    Family("ResNet-20", ResNet, {"pairs": 3}, "baselines", BASELINE, "convolution"),
+    Family("ResNet-56", ResNet, {"pairs": 9}, "baselines", BASELINE, "convolution"),
+    Family("ConvMixer-256/8", ConvMixer, {}, "baselines", BASELINE, "convolution"),
 )
 
 
@@ -134,11 +154,12 @@ def _members(family: Family) -> list[System]:
 SYSTEMS = {row.name: row for family in FAMILIES for row in _members(family)}
 
 
-TABLES: dict[str, list[str]] = {}  # of results, in the order of their notebooks
-for _family in sorted(FAMILIES, key=lambda family: family.notebook):
+TABLES: dict[str, list[str]] = {table: [] for table in NOTEBOOKS}  # of results
+for _family in FAMILIES:
     _order = (*_family.letters, *(row.letter for row in MIXERS.values()))
     _named = sorted(_members(_family), key=lambda row: _order.index(MIXERS[row.mixer].letter))
-    TABLES.setdefault(_family.table, []).extend(row.name for row in _named)
+    TABLES[_family.table].extend(row.name for row in _named)
+RESULTS = [name for table in TABLES.values() for name in table]  # every system, in their order
 
 
 def list_systems(table: str | None = None) -> list[str]:
@@ -161,11 +182,11 @@ def build(
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
 
-    `attention` swaps the mechanism: a name ("softmax", "linformer", "performer", "nystrom") gives
-    the sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial
-    gives its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as
-    Fourier. `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for
-    the ViX patch_size, dim, depth, dim_head (32 unless said), ...
+    `attention` swaps the mechanism: a name of MECHANISMS ("softmax", "linformer", ...) gives the
+    sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial has
+    its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
+    `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for the ViX
+    patch_size, dim, depth, dim_head (32 unless said), ...
     """
     row = system(name)
     chosen = {} if mixer is None else {"mixer": mixer}

@@ -13,7 +13,7 @@ from vixlib import paths
 from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, held, one_of
 from vixlib.models.host import FEWEST_TOKENS
-from vixlib.systems import MECHANISMS, TABLES, build, system
+from vixlib.systems import MECHANISMS, RESULTS, build, system
 from vixlib.train import PRECISIONS
 
 
@@ -179,9 +179,8 @@ def longer(profile: str, *, equal: str = "epochs", seeds: int = 1) -> list[Run]:
 @checked
 def queue(profile: str) -> list[Run]:
     """Every run of a profile, once each, in the order of the notebooks."""
-    names = [name for table in TABLES.values() for name in table]
     more = [*longer(profile), *longer(profile, equal="cost")]
-    return [*dict.fromkeys([*runs(names, profile), *more])]
+    return [*dict.fromkeys([*runs(RESULTS, profile), *more])]
 
 
 @cache
