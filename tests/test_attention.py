@@ -448,7 +448,7 @@ def test_wrong_shapes_are_named():
 
 def test_the_map_of_a_mechanism_is_what_multiplies_values():
     q, k, v = tensors(65, e=7)
-    both = [getattr(forms, m.__name__) for forms in (attention, fused) for m in MECHANISMS.values()]
+    both = {*MECHANISMS.values(), *(getattr(attention, m.__name__) for m in MECHANISMS.values())}
     for mechanism in both:
         made = mechanism(HEADS, WIDTH, GRID, GRID).double()
         assert relative(attention_map(made, q, k) @ v, made(q, k, v)) < 1e-9
@@ -456,12 +456,31 @@ def test_the_map_of_a_mechanism_is_what_multiplies_values():
 
 def test_half_precision_is_computed_in_float32():
     q, k, v = tensors(65)
-    for mechanism in (Performer, Nystrom, attention.Performer, attention.Nystrom):
+    textbooks = attention.Performer, attention.Nystrom, attention.LinearAttention
+    for mechanism in (Performer, Nystrom, *textbooks):
         made = mechanism(HEADS, WIDTH, GRID, GRID)
         exact = made.double()(q, k, v)
         half = made.bfloat16()(q.bfloat16(), k.bfloat16(), v.bfloat16())
         assert half.dtype == torch.bfloat16
         assert relative(half.double(), exact) < 0.05
+
+
+def test_linear_attention_is_the_sum_of_its_paper():
+    """Katharopoulos et al. 2020, equation 5, a query and a key at a time."""
+
+    def feature(x):  # of one number
+        return x + 1 if x > 0 else math.exp(x)
+
+    q, k, v = tensors(5, 9, e=3, heads=2, batch=1)
+    got = attention.LinearAttention(2, WIDTH, Grid(1, 5), Grid(3, 3))(q, k, v)
+    for h in range(2):
+        for i in range(5):
+            similar = [
+                sum(feature(a) * feature(b) for a, b in zip(q[0, h, i].tolist(), key, strict=True))
+                for key in k[0, h].tolist()
+            ]
+            wanted = sum(s * v[0, h, j] for j, s in enumerate(similar)) / sum(similar)
+            assert torch.allclose(got[0, h, i], wanted, rtol=1e-12)
 
 
 def test_a_new_mechanism_needs_only_mix():

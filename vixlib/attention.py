@@ -220,8 +220,25 @@ class Performer(Mechanism):
         return (wx - norm).exp()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        phi_q, phi_k = self.phi(q, over=-1), self.phi(k, over=())
-        return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
+        return by_features(self.phi(q, over=-1), self.phi(k, over=()), v)
+
+
+class LinearAttention(Mechanism):
+    """phi(q) (phi(k)^T v) / phi(q) sum(phi(k)) with phi(x) = elu(x) + 1: another kernel.
+
+    Katharopoulos et al. 2020, equations 5 and 7; no features are drawn and none approximates
+    softmax. Time grows as (n + m) d.
+    """
+
+    precise = True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return by_features(F.elu(q) + 1, F.elu(k) + 1, v)
+
+
+def by_features(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Tensor:
+    """Attention whose weights are products of features: (b h n r), (b h m r), (b h m e)."""
+    return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
 
 
 class Nystrom(Mechanism):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vixlib.attention import Mechanism
+from vixlib.attention import LinearAttention, Mechanism
 from vixlib.errors import BadInput, one_of, renamed
 from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
 from vixlib.layers import ConvolutionalEmbedding, TokenMLP
@@ -31,7 +31,7 @@ class Mixer(NamedTuple):
     color: str
     letter: str = ""
     mechanism: Callable[..., Mechanism] | None = None
-    note: str = ""  # "ours": not one of the paper's
+    note: str = ""  # "ours": a guest, not one of the paper's
 
 
 MIXERS = {  # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
@@ -39,6 +39,7 @@ MIXERS = {  # Okabe and Ito's colours, told apart by colour-blind readers; the b
     "linformer": Mixer("Linformer", "#E69F00", "L", Linformer),
     "performer": Mixer("Performer", "#009E73", "P", Performer),
     "nystrom": Mixer("Nyström", "#0072B2", "N", Nystrom),
+    "elu": Mixer("ELU kernel", "#882255", "E", LinearAttention, note="ours"),
     "fourier": Mixer("Fourier", "#CC79A7"),
     "tokenmlp": Mixer("token MLP", "#D55E00"),
     "convolution": Mixer("convolution", "#999999"),
@@ -162,9 +163,13 @@ for _family in FAMILIES:
 RESULTS = [name for table in TABLES.values() for name in table]  # every system, in their order
 
 
-def list_systems(table: str | None = None) -> list[str]:
-    """The names of all systems in the paper's spelling, or of those of a table of results."""
-    return list(SYSTEMS) if table is None else list(TABLES[one_of("table", table, TABLES)])
+def list_systems(table: str | None = None, *, guests: bool = True) -> list[str]:
+    """The names of all systems in the paper's spelling, or of those of a table of results.
+
+    Without `guests` those are left out whose mechanism is not one of the paper's.
+    """
+    names = list(SYSTEMS) if table is None else TABLES[one_of("table", table, TABLES)]
+    return [name for name in names if guests or not MIXERS[SYSTEMS[name].mixer].note]
 
 
 def system(name: str) -> System:
