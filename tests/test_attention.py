@@ -465,6 +465,29 @@ def test_half_precision_is_computed_in_float32():
         assert relative(half.double(), exact) < 0.05
 
 
+@pytest.mark.parametrize("form", [attention.Nystrom, Nystrom])
+def test_padded_nystrom_is_the_released_one(form):
+    """17 tokens and 4 landmarks: three zeros in front that take part."""
+    grid = Grid(4, 4, 1)
+    made = form(2, WIDTH, grid, grid, landmarks=4, padded=True, batch_wide=True).double()
+    q, k, v = tensors(17, heads=2)
+    zeros = torch.zeros(2, 2, 3, WIDTH, dtype=torch.float64)
+    q_, k_, v_ = (torch.cat([zeros, t], 2) for t in (q, k, v))
+    of_q, of_k = (t.view(2, 2, 4, 5, WIDTH).mean(3) for t in (q_, k_))
+    left, middle, right = (
+        torch.softmax(a @ b.mT / WIDTH**0.5, -1) for a, b in ((q_, of_k), (of_q, of_k), (of_q, k_))
+    )
+    z = middle.mT / (middle.sum(-1).max() * middle.sum(-2).max())
+    for _ in range(6):
+        x, one = middle @ z, torch.eye(4, dtype=torch.float64)
+        z = z @ (13 * one - x @ (15 * one - x @ (7 * one - x))) / 4
+    kernel = made.residual.weight.repeat_interleave(WIDTH, 0)
+    rows = v_.mT.reshape(2, 2 * WIDTH, 20, 1)
+    mixed = F.conv2d(rows, kernel, padding=(16, 0), groups=2 * WIDTH)
+    wanted = left @ z @ right @ v_ + mixed.view(2, 2, WIDTH, 20).mT
+    assert relative(made(q, k, v), wanted[:, :, 3:]) < 1e-12
+
+
 def test_linear_attention_is_the_sum_of_its_paper():
     """Katharopoulos et al. 2020, equation 5, a query and a key at a time."""
 

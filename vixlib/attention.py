@@ -13,7 +13,7 @@ Models use the subclasses in fused.py, which compute the same in less time and m
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -249,8 +249,9 @@ class Nystrom(Mechanism):
     exists: time grows as (n + m) r + r^3. With as many landmarks as tokens and 24 iterations it is
     softmax; 6 miss by percents. The convolution over 33 neighbouring tokens needs queries and keys
     on one grid; elsewhere, or with `kernel=None`, there is none. A bias is that of the landmarks'
-    mean places: exact where each token is a landmark. `batch_wide` is as released: the inverse
-    starts from maxima over all samples.
+    mean places: exact where each token is a landmark. As released are `batch_wide`, the inverse
+    starting from maxima over all samples, and `padded`, zeros in front, up to a multiple of the
+    landmarks, that take part like tokens.
     """
 
     takes_bias = True
@@ -267,8 +268,10 @@ class Nystrom(Mechanism):
         iterations: int = 6,
         kernel: int | None = 33,
         batch_wide: bool = False,
+        padded: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
+        self.padded = padded
         self.kept = sixteenth(queries, keys) if landmarks is None else landmarks
         if self.kept > min(queries.tokens, keys.tokens):
             raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
@@ -280,14 +283,21 @@ class Nystrom(Mechanism):
         super().follow(twin)
         self.kept = min(self.kept, self.queries.tokens, self.keys.tokens)
 
+    def filled(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Tensors (b h n d), where padded with zeros in front."""
+        if not self.padded:
+            return tensors
+        return [F.pad(t, (0, 0, -t.shape[2] % self.kept, 0)) for t in tensors]
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
-        mean = partial(segment_means, segments=self.kept)
+        n, mean = q.shape[2], partial(segment_means, segments=self.kept)
+        q, k, v = self.filled(q, k, v)
         to_landmarks = weights(q, mean(k), bias and bias(of_k=mean))
         between = weights(mean(q), mean(k), bias and bias(of_q=mean, of_k=mean))
         of_landmarks = weights(mean(q), k, bias and bias(of_q=mean))
         inverse = pseudo_inverse(between, self.iterations, self.batch_wide)
         out = to_landmarks @ (inverse @ (of_landmarks @ v))
-        return out if self.residual is None else out + self.residual(v)
+        return (out if self.residual is None else out + self.residual(v))[:, :, -n:]
 
 
 class TokenConvolution(nn.Module):

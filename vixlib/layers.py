@@ -33,21 +33,21 @@ class PatchEmbedding(nn.Conv2d):
 class ConvolutionalEmbedding(nn.Sequential):
     """Three 3x3 convolutions for the hybrids: (b 3 H W) -> (b c r s). Jeevan and Sethi 2021.
 
-    As released, nothing stands between them: a linear map that sees 7 x 7 pixels. A patch of 2, 4
-    or 8 becomes strides of 2.
+    As released, nothing stands between them: a linear map that sees 7 x 7 pixels; with `relu` a
+    ReLU does. A patch of 2, 4 or 8 becomes strides of 2.
     """
 
-    def __init__(self, dim: int, patch: int):
+    def __init__(self, dim: int, patch: int, relu: bool = False):
         halvings = int(math.log2(patch))
         if patch != 2**halvings or halvings > 3:
             raise BadInput(f"patch_size: expected 1, 2, 4 or 8 with convolutions, got {patch}")
         widths = 3, whole("dim", dim, least=4) // 4, dim // 2, dim
-        super().__init__(
-            *(
-                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < halvings), padding=1)
-                for i in range(3)
-            )
-        )
+        super().__init__()
+        for i in range(3):
+            stride = 1 + (i < halvings)
+            self.append(nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1))
+            if relu and i < 2:
+                self.append(nn.ReLU())
 
 
 class Positions(nn.Module):
