@@ -15,9 +15,9 @@ from torch import nn
 from vixlib.attention import Mechanism
 from vixlib.errors import BadInput, one_of, renamed
 from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
-from vixlib.layers import ConvolutionalEmbedding, TokenMLP
+from vixlib.layers import ConvolutionalEmbedding, StdNorm, TokenMLP
 from vixlib.models.baselines import ConvMixer, ResNet
-from vixlib.models.cct import CCX
+from vixlib.models.cct import CCX, compact_start
 from vixlib.models.cvt import CvX
 from vixlib.models.host import TokenMixer
 from vixlib.models.levit import LeViX
@@ -51,8 +51,10 @@ class Family(NamedTuple):
 
     `table` is that of the results, in the order of `letters`; those that it leaves out follow,
     unless the row is as released: then they are the authors' only. `ours` are letters of which the
-    paper says nothing. `own` is what differs from a mechanism's defaults, by letter. In figures
-    `look` is the marker, then the line of a `kind`.
+    paper says nothing. `own` is what differs from a mechanism's defaults, by letter. Recipes that
+    follow the released code take `released` for settings, where it does not train as the others,
+    and `start`, which draws fresh weights, where it does not as torch. In figures `look` is the
+    marker, then the line of a `kind`.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Family(NamedTuple):
     letters: str = "TLPN"
     ours: str = ""
     own: Mapping[str, Callable[..., Mechanism]] = MappingProxyType({})
+    released: Mapping[str, float] = MappingProxyType({})
+    start: Callable[[nn.Module], None] | None = None
 
 
 HYBRID = {"embedding": ConvolutionalEmbedding}
@@ -75,7 +79,8 @@ MLP_MIXER = {"mixer": TokenMLP, "positions": False, "cls": False, "mlp_ratio": 1
 # the authors' simplified hosts: of LeViT the convolutions alone are left, of CvT the embeddings
 LEVIT_RELEASED = HYBRID | {"positions": False, "cls": False, "norm": nn.Identity}
 CVT_RELEASED = {"convolutional": False, "cls": False, "mlp_ratio": 2, "strides": (1, 1, 1)}
-CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3}
+CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3, "norm": StdNorm}
+CCX_RELEASED = {"released": {"std": 0.2}, "start": compact_start}
 # as released, values are the keys in every Linformer, and plain ViL has one head of them
 SHARED = {"L": partial(Linformer, shared=True)}
 ONE_HEAD = {"L": partial(Linformer, shared=True, kv_heads=1)}
@@ -96,7 +101,7 @@ FAMILIES = (
     Family("MLPMixer", ViX, MLP_MIXER, *_mixers, *_plain[1:], "tokenmlp"),
     Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, *_mixers, *_hybrid[1:], "tokenmlp"),
     Family("LeVi{}", LeViX, {}, *_levit, "LeViT", "v-", *_host),
-    Family("CC{}", CCX, {}, *_cct, "CCT", "P--", *_host),
+    Family("CC{}", CCX, {}, *_cct, "CCT", "P--", *_host, **CCX_RELEASED),
     Family("Cv{}", CvX, {}, *_cvt, "CvT", "X-.", *_host),
     Family("LeVi{}-released", ViX, LEVIT_RELEASED, *_levit, *_simple),
     Family("Cv{}-released", CvX, CVT_RELEASED, *_cvt, *_simple),
