@@ -186,13 +186,17 @@ class Model(NamedTuple):
         parts = (self.w[f"{name}.mechanism.projection{part}"] for part in ("_prefix", ""))
         e = torch.cat([part.flatten(1) for part in parts], 1)
         q = self.turned(self.projected(f"{name}.q", x))
+        (r, n), (width, c) = e.shape, self.w[f"{name}.k.weight"].shape
+        fewer = n * r * c + r * c * width < n * c * width + n * r * width
         if "Linformer projects tokens" in self.released or self.facts.rope:
             k = v = self.projected(f"{name}.k", x)
             k = self.turned(k)
             v = k if "Linformer's values are turned" in self.released else v
-            k, v = e @ k, e @ v
-        else:
+            k, v = e @ k, e @ v  # also where they are the same
+        elif fewer:
             k = v = self.projected(f"{name}.k", e @ x)
+        else:
+            k = v = e @ self.projected(f"{name}.k", x)
         return self.out(name, weights(q, k) @ v)  # one head of keys serves all
 
     def performer(self, name: str, x: Tensor) -> Tensor:
@@ -405,6 +409,22 @@ def start(name: str, key: str, w: Weights, released: Set[str] = NONE) -> Start:
     if compact and key.startswith("tokenizer."):
         return Start((2 / fan_in) ** 0.5)
     return Start((3 * fan_in) ** -0.5, uniform=True)  # torch's own: within 1 / sqrt(fan in)
+
+
+def settings(name: str, batch: int, epochs: int, released: Set[str] = NONE) -> dict:
+    """How a model is trained at the paper's size; `batch` and `epochs` are its script's."""
+    of_ccx, theirs = RELEASED[name].host == "CCX", "dropout left on" in released
+    large = "CCX starts from" if of_ccx else "positions start from"
+    return {
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "augmented": False,
+        "std": 0.02 if large not in released else 0.2 if of_ccx else 1.0,
+        "batch": batch if theirs else 128,
+        "epochs": epochs if "loops of" in released else 25,
+        "best_on_test": "the best epoch" in released,
+        "precision": "float32" if "autocast" in released else "bfloat16",
+    }
 
 
 def accuracy(right: Tensor, batch: int, released: Set[str] = NONE) -> float:

@@ -136,8 +136,7 @@ def touched(departure: str) -> list[str]:
 def test_every_system_is_released_or_not_and_why():
     assert not set(RELEASED) & set(released.UNRELEASED)
     assert {*RELEASED, *released.UNRELEASED} == {*list_systems()}
-    followed = published().query("quantity == 'batch'")["system"]
-    assert set(RELEASED) == set(followed)
+    assert {*RELEASED} == {*published().query("quantity == 'batch'")["system"]}
 
 
 def test_the_table_and_the_switches_name_the_same_departures():
@@ -235,19 +234,30 @@ def test_stochastic_depth_grows_with_depth(name):
 # --- what they cost, how large they are ----------------------------------------------------------
 
 
+@cache
+def known() -> dict[tuple[str, str, str], float]:
+    """Every published number by system, dataset and quantity."""
+    rows = published().query("system in @RELEASED")
+    keys = zip(rows["system"], rows["dataset"], rows["quantity"], strict=True)
+    return dict(zip(keys, rows["value"].astype(float), strict=True))
+
+
 def number(name: str, dataset: str, quantity: str) -> float | None:
-    """A published number about a system."""
-    found = published().query(
-        "system == @name and dataset == @dataset and quantity == @quantity"
-    )["value"]  # fmt: skip
-    return float(found.iloc[0]) if len(found) else None
+    """A published number about a system, if there is one."""
+    return known().get((name, dataset, quantity))
 
 
-def sized(name: str, dataset: str) -> tuple[dict, int]:
-    """A system's options at the released size of a dataset, and its first stride."""
-    if dataset == "cifar10":
-        return {}, 1
-    return TINY[RELEASED[name].host] | {"image_size": 64, "num_classes": 200}, 2
+def of_scripts(quantity: str) -> dict[str, int]:
+    """A number of each system's script, whatever its dataset."""
+    return {name: int(value) for (name, _, what), value in known().items() if what == quantity}
+
+
+@cache
+def whole(name: str, dataset: str = "cifar10") -> Host:
+    """Our model of a system at the released size for a dataset, of no memory."""
+    tiny = TINY[RELEASED[name].host] | {"image_size": 64, "num_classes": 200}
+    with torch.device("meta"):
+        return build(name, **tiny if dataset == "tiny-imagenet" else {})
 
 
 COUNTED = [
@@ -260,23 +270,40 @@ COUNTED = [
 ]  # fmt: skip
 
 
+def flops(name: str, *departures: str, dataset: str = "cifar10") -> int:
+    """What one image costs the released model, as torch counts it."""
+    model, stride = whole(name, dataset), 1 if dataset == "cifar10" else 2
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        x = torch.empty(1, 3, *model.size)
+        released.logits(name, model.state_dict(), x, {*departures}, stride=stride)
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize(("name", "dataset", "kind"), COUNTED)
 def test_with_every_departure_it_costs_what_theirs_does(name, dataset, kind):
-    sizes, stride = sized(name, dataset)
-    with torch.device("meta"), torch.no_grad():
-        model = build(name, **sizes)
-        x = torch.empty(1, 3, *model.size)
-        with FlopCounterMode(display=False) as counter:
-            released.logits(name, model.state_dict(), x, {*DEPARTURES} - {*DROP}, stride=stride)
-    wanted = number(name, dataset, f"mmacs_{kind}")
-    assert counter.get_total_flops() / 2e6 == pytest.approx(wanted, abs=0.006)
+    theirs = flops(name, *DEPARTURES, dataset=dataset)
+    assert theirs / 2e6 == pytest.approx(number(name, dataset, f"mmacs_{kind}"), abs=0.006)
+
+
+@pytest.mark.parametrize("name", [name for name in RELEASED if RELEASED[name].mixer != "N"])
+def test_with_none_it_costs_what_ours_does(name):
+    assert flops(name) == measure.flops(partial(build, name), (1, 3, 32, 32))
+
+
+def test_what_is_the_same_costs_more_or_less():
+    extra = {}
+    for name, departure in zip(("LeViN-released", "ViP", "HybridViL"), SAME, strict=True):
+        theirs = flops(name, departure)
+        extra[name] = theirs - measure.flops(partial(build, name), (1, 3, 32, 32))
+    assert extra["LeViN-released"] > 2 * 4 * 4 * 12 * 64**3  # of 24 products in a head, half
+    assert extra["ViP"] == -2 * 4 * 4 * 1025 * 110  # the sum over keys, as a column
+    mixed, projected = 2 * 1025 * 64 * 128, 2 * 1025 * 128 * 128
+    assert extra["HybridViL"] == 4 * (mixed + projected - 2 * 64 * 128 * 128)
 
 
 @pytest.mark.parametrize(("name", "dataset", "kind"), COUNTED)
 def test_its_size_is_theirs_and_torchsummarys(name, dataset, kind):
-    sizes, _ = sized(name, dataset)
-    with torch.device("meta"):
-        model = build(name, **sizes)
+    model = whole(name, dataset)
     w = model.state_dict()
     assert measure.parameters(model) == released.parameters(name, w)
     theirs = released.parameters(name, w, {"RoPE models keep"})
@@ -284,3 +311,110 @@ def test_its_size_is_theirs_and_torchsummarys(name, dataset, kind):
     for quantity in ("parameters_weight_bias", "parameters_logged"):
         seen = number(name, dataset, quantity)
         assert seen in (None, released.parameters(name, w, {"the sum of `weight`"}))
+
+
+@pytest.mark.parametrize("name", ["LeViP", "LeViN", "CvP", "CvN"])
+def test_the_simplified_are_systems_of_their_own(name):
+    assert f"{name}-released" in RELEASED
+    assert system(f"{name}-released").note == "as released"
+    with torch.device("meta"):
+        host = build(name)
+    assert measure.parameters(host) != measure.parameters(whole(f"{name}-released"))
+
+
+def test_hosts_are_released_for_other_images():
+    for name, facts in RELEASED.items():
+        given = number(name, "cifar10", "parameters_released") is not None
+        assert given == facts.cls
+        datasets = ["cifar10"] if given else ["cifar10", "tiny-imagenet"]
+        assert {whole(name, dataset).grid[:2] for dataset in datasets} == {(32, 32)}
+
+
+# --- how they start ------------------------------------------------------------------------------
+
+RECIPES = {"fair": NONE, "as-released": {*START}}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", RELEASED)
+def test_fresh_weights_are_spread_as_they_should(name, recipe):
+    w = Run(name, "paper", recipe).build().state_dict()
+    for key, tensor in w.items():
+        n, drawn = tensor.numel(), released.start(name, key, w, RECIPES[recipe])
+        if n and drawn.spread == 0:
+            assert (tensor == drawn.mean).all(), key
+        elif n:
+            x = tensor / drawn.spread
+            kurtosis = 1.8 if drawn.uniform else 3
+            assert abs(x.mean()) <= 5 * n**-0.5, key
+            assert abs(x.square().mean() - 1) <= 5 * ((kurtosis - 1) / n) ** 0.5, key
+            if drawn.uniform:
+                assert x.abs().max() <= 3**0.5 + 1e-6, key
+            elif n >= 1000:
+                assert x.abs().max() > 3**0.5 + 0.5, key
+
+
+def test_each_start_is_seen():
+    for name, key, departure, spread in (
+        ("ViT", "cls", "positions start from", (0.02, 1.0)),
+        ("ViT", "positions.table", "positions start from", (0.02, 1.0)),
+        ("CCN", "positions.table", "CCX starts from", (0.02, 0.2)),
+        ("CCN", "head.weight", "CCX starts from", (384**-0.5, 0.02)),
+        ("CCN", "tokenizer.3.weight", "CCX starts from", (1728**-0.5, 288**-0.5)),
+    ):
+        w = Run(name, "paper").build().state_dict()
+        starts = [released.start(name, key, w, on) for on in (NONE, {departure})]
+        assert [each.spread for each in starts] == pytest.approx(spread)
+
+
+# --- how they are trained and tested -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_recipes_train_as_they_say(name):
+    script = [of_scripts(quantity)[name] for quantity in ("batch", "epochs_in_loop")]
+    undone = {*START, "the best epoch", "dropout left on"}
+    for recipe, departures in ("fair", NONE), ("as-released", undone):
+        wanted = released.settings(name, *script, departures)
+        assert wanted.items() <= Run(name, "paper", recipe).settings.items()
+    theirs = released.settings(name, *script, {*DEPARTURES})
+    differ = {key for key in wanted if wanted[key] != theirs[key]}
+    assert differ == {"epochs", "precision"}  # a budget is the profile's, not the recipe's
+
+
+def test_the_rows_give_the_scripts_numbers():
+    told = {row: [int(digits) for digits in re.findall(r"\d+", row)] for row in ROWS}
+    batches = {*of_scripts("batch").values()}
+    epochs = {*of_scripts("epochs_in_loop").values()}
+    for departure, numbers in (
+        ("dropout left on", [min(batches), max(batches)]),
+        ("loops of", sorted(epochs)),
+    ):
+        assert [told[row] for row in ROWS if row.startswith(departure)] == [numbers]
+    assert {profile.precision for profile in PROFILES.values()} == {"float32", "bfloat16"}
+
+
+def test_each_image_counts_once():
+    count = EVALUATION_BATCH + 10
+    pixels = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    pixels[:17] = 255
+    labels = torch.ones(count, dtype=torch.int64)
+    data = Dataset(pixels, labels, pixels, labels, ("dark", "light"), "noise")
+
+    class Light(nn.Module):
+        def forward(self, x):
+            return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], 1)
+
+    right = torch.arange(count) < 17
+    top1, _ = evaluate(Light(), data)
+    assert top1 == pytest.approx(released.accuracy(right, EVALUATION_BATCH), abs=1e-4)
+    theirs = released.accuracy(right, EVALUATION_BATCH, {"accuracy is the mean"})
+    assert abs(theirs - top1) > 1
+
+
+def test_all_data_are_normalised_by_one_rule():
+    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    for dataset in ("cifar10", "tiny-imagenet"):
+        assert torch.allclose(normalise(pixels), released.normalised(pixels, dataset), atol=1e-6)
+    theirs = released.normalised(pixels, "tiny-imagenet", {"Tiny ImageNet is normalised"})
+    assert (normalise(pixels) - theirs).abs().max() > 0.05
