@@ -58,7 +58,7 @@ class Facts(NamedTuple):
     cls: bool = True
     positions: bool = True
     norm: str = "layer norm"
-    dropout: float = 0.0  # behind each linear map of the MLP, as the script has it
+    dropout: float = 0.0  # as in the script: behind each map of the MLP, and softmax attention
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0  # of its matrix
     left_on: bool = False  # tested as if it were trained
@@ -179,7 +179,8 @@ class Model(NamedTuple):
     def softmax(self, name: str, x: Tensor) -> Tensor:
         q, k, v = (self.projected(f"{name}.{which}", x) for which in "qkv")
         a = weights(self.turned(q), self.turned(k))
-        return self.out(name, self.drop(a, self.facts.attention_dropout) @ v)
+        y = self.out(name, self.drop(a, self.facts.attention_dropout) @ v)
+        return self.drop(y, self.facts.dropout)
 
     def linformer(self, name: str, x: Tensor) -> Tensor:
         """Keys are the values; one matrix E mixes both."""
