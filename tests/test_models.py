@@ -106,7 +106,7 @@ def test_every_system_is_in_one_table_of_results():
 
 @pytest.mark.parametrize(("name", "size"), TINY_IMAGENET.items())
 def test_exact_size_at_tiny_imagenet(name, size):
-    settings = SYSTEMS[name].family.released
+    settings = SYSTEMS[name].family.tiny
     assert measure.parameters(meta(name, image_size=64, num_classes=200, **settings)) == size
     rows = published().query(
         "dataset == 'tiny-imagenet' and system == @name and quantity == 'parameters_released'"

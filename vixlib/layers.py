@@ -265,6 +265,19 @@ class Residual(nn.Sequential):
         return x + branch
 
 
+class StdNorm(nn.LayerNorm):
+    """A layer norm that divides by std + eps, not by the root of var + eps: (... c) -> same.
+
+    What stands in the released CvN and CvP.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        std, mean = torch.std_mean(wide, -1, correction=0, keepdim=True)
+        normal = (wide - mean) / (std + self.eps) * self.weight + self.bias
+        return normal.to(self.weight.dtype)  # under autocast float32, as nn.LayerNorm
+
+
 class TokenNorm(nn.BatchNorm1d):
     """Batch normalisation of each channel over samples and tokens: (b n c) -> same."""
 

@@ -15,9 +15,9 @@ from torch import nn
 from vixlib.attention import LinearAttention, Mechanism
 from vixlib.errors import BadInput, one_of, renamed
 from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
-from vixlib.layers import ConvolutionalEmbedding, TokenMLP
+from vixlib.layers import ConvolutionalEmbedding, StdNorm, TokenMLP
 from vixlib.models.baselines import ConvMixer, ResNet
-from vixlib.models.cct import CCX
+from vixlib.models.cct import CCX, compact_start
 from vixlib.models.cvt import CvX
 from vixlib.models.host import TokenMixer
 from vixlib.models.levit import LeViX
@@ -52,8 +52,10 @@ class Family(NamedTuple):
 
     `table` is that of the results, in the order of `letters`; those that it leaves out follow,
     unless the row is as released: then they are the authors' only. `ours` are letters of which the
-    paper says nothing, `own` what differs from a mechanism's defaults, by letter. `released` are
-    the sizes that the authors' models for Tiny ImageNet have, where they are not the defaults.
+    paper says nothing, `own` what differs from a mechanism's defaults, by letter. `tiny` is what
+    the authors' models for Tiny ImageNet have instead, so that 64 pixels are 1,024 tokens, too.
+    Recipes that follow the released code take `released` for settings, where it does not train as
+    the others, and `start`, which draws fresh weights, where it does not as torch.
     """
 
     name: str
@@ -65,7 +67,9 @@ class Family(NamedTuple):
     letters: str = "TLPN"
     ours: str = ""
     own: Mapping[str, Callable[..., Mechanism]] = MappingProxyType({})
-    released: Mapping[str, object] = MappingProxyType({})
+    tiny: Mapping[str, object] = MappingProxyType({})
+    released: Mapping[str, float] = MappingProxyType({})
+    start: Callable[[nn.Module], None] | None = None
 
 
 AS_RELEASED, BASELINE = "as released", "baseline"
@@ -99,12 +103,13 @@ MLP_MIXER = {"mixer": TokenMLP, "positions": False, "cls": False, "mlp_ratio": 1
 # the authors' simplified hosts: of LeViT the convolutions alone are left, of CvT the embeddings
 LEVIT_RELEASED = HYBRID | {"positions": False, "cls": False, "norm": nn.Identity}
 CVT_RELEASED = {"convolutional": False, "cls": False, "mlp_ratio": 2, "strides": (1, 1, 1)}
-CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3}
+CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3, "norm": StdNorm}
+CCX_RELEASED = {"tiny": {"stem": (2, 1, 1)}, "released": {"std": 0.2}, "start": compact_start}
 # as released, values are the keys in every Linformer, and plain ViL has one head of them
 SHARED = {"L": partial(Linformer, shared=True)}
 ONE_HEAD = {"L": partial(Linformer, shared=True, kv_heads=1)}
 # images of 64 pixels as 1,024 tokens, too
-_stem, _patch, _tiny = {"stem": (2, 1, 1)}, {"patch_size": 2}, {"strides": (2, 1, 1)}
+_stem, _patch, _strides = {"stem": (2, 1, 1)}, {"patch_size": 2}, {"strides": (2, 1, 1)}
 FAMILIES = (
     Family("Vi{}", ViX, {}, "vix", "plain", own=ONE_HEAD),
     Family("Vi{}-RoPE", ViX, ROPE, "rope", "RoPE", own=SHARED),
@@ -114,13 +119,11 @@ FAMILIES = (
     Family("HybridFNet", ViX, FNET | HYBRID, "mixers", "hybrid", "fourier"),
     Family("MLPMixer", ViX, MLP_MIXER, "mixers", "plain", "tokenmlp"),
     Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, "mixers", "hybrid", "tokenmlp"),
-    Family("LeVi{}", LeViX, {}, "levit", "LeViT", letters="TNPL", ours="L"),
-    Family("CC{}", CCX, {}, "cct", "CCT", letters="TNPL", ours="L", released=_stem),
-    Family("Cv{}", CvX, {}, "cvt", "CvT", letters="TNPL", ours="L"),
-    Family(
-        "LeVi{}-released", ViX, LEVIT_RELEASED, "levit", AS_RELEASED, letters="NP", released=_patch
-    ),
-    Family("Cv{}-released", CvX, CVT_RELEASED, "cvt", AS_RELEASED, letters="NP", released=_tiny),
+    Family("LeVi{}", LeViX, {}, "levit", "LeViT", letters="TNPL", ours="L", tiny=_stem),
+    Family("CC{}", CCX, {}, "cct", "CCT", letters="TNPL", ours="L", **CCX_RELEASED),
+    Family("Cv{}", CvX, {}, "cvt", "CvT", letters="TNPL", ours="L", tiny=_strides),
+    Family("LeVi{}-released", ViX, LEVIT_RELEASED, "levit", AS_RELEASED, letters="NP", tiny=_patch),
+    Family("Cv{}-released", CvX, CVT_RELEASED, "cvt", AS_RELEASED, letters="NP", tiny=_strides),
     Family("ResNet-20", ResNet, {"pairs": 3}, "baselines", BASELINE, "convolution"),
     Family("ResNet-56", ResNet, {"pairs": 9}, "baselines", BASELINE, "convolution"),
     Family("ConvMixer-256/8", ConvMixer, {}, "baselines", BASELINE, "convolution"),

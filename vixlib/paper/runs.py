@@ -40,7 +40,12 @@ class Recipe:
     std: float
     augmented: bool
     best_on_test: bool
-    batch: int | None = None  # None: the batch size of the released script
+    batch: int | None = None  # None: it follows the released script, whose batch size it takes
+
+    @property
+    def follows(self) -> bool:
+        """Whether batches, and what a family's row says, are those of the released scripts."""
+        return self.batch is None
 
 
 NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
@@ -97,7 +102,9 @@ class Run:
     @property
     def settings(self) -> dict:
         """Every field of profile, sizes and recipe, the overrides applied."""
-        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(RECIPES[self.recipe])
+        recipe = RECIPES[self.recipe]
+        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(recipe)
+        settings |= system(self.system).family.released if recipe.follows else {}
         settings = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
         settings |= dict(self.overrides)
         if settings["batch"] is None:
@@ -129,12 +136,15 @@ class Run:
 
     def build(self) -> torch.nn.Module:
         """Its untrained model, the same at every call."""
-        s = self.settings
+        s, family = self.settings, system(self.system).family
         sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
-        if "std" in inspect.signature(system(self.system).family.host.__init__).parameters:
+        if "std" in inspect.signature(family.host.__init__).parameters:
             sizes["std"] = s["std"]
         torch.manual_seed(self.seed)
-        return build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+        model = build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+        if RECIPES[self.recipe].follows and family.start is not None:
+            family.start(model)
+        return model
 
     def fingerprint(self) -> torch.Tensor:
         """Logits of the untrained model for eight seeded inputs: they change when the code does."""
