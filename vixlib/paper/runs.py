@@ -1,10 +1,11 @@
 """What an experiment is: profiles, recipes, runs and the lists of them."""
 
 import inspect
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 
 import pandas as pd
 import torch
@@ -27,6 +28,7 @@ class Profile:
     patches: list[int]
     sizes: dict[str, dict]
     train_images: int | None = None
+    validation_images: int | None = None
     watch_images: int | None = None
     precision: str = "float32"
 
@@ -40,6 +42,8 @@ class Recipe:
     std: float
     augmented: bool
     best_on_test: bool
+    warm_up: float = 0.0
+    cosine: bool = False
     batch: int | None = None  # None: it follows the released script, whose batch size it takes
 
     @property
@@ -52,8 +56,11 @@ NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
 
 
 def _tables(name: str, kind: type) -> dict:
-    text = (paths.PACKAGE / "paper" / name).read_text()
-    return {name: kind(**table) for name, table in tomllib.loads(text).items()}
+    tables = tomllib.loads((paths.PACKAGE / "paper" / name).read_text())
+    for table in tables.values():
+        if isinstance(other := table.get("sizes"), str):  # those of another profile
+            table["sizes"] = tables[other]["sizes"]
+    return {name: kind(**table) for name, table in tables.items()}
 
 
 PROFILES, RECIPES = _tables("profiles.toml", Profile), _tables("recipes.toml", Recipe)
@@ -63,7 +70,11 @@ LONGER = ["ViT", "ViL", "ViP", "ViN", "FNet"]
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides an outcome. `overrides` are (name, value) pairs of `settings`."""
+    """All that decides an outcome.
+
+    `overrides` are (name, value) pairs of `settings`, or of options of the model's parts, such as
+    ("mechanism.batch_wide", True).
+    """
 
     system: str
     profile: str
@@ -80,6 +91,9 @@ class Run:
         kinds = {name: type(value) for name, value in self.sizes.items()}
         kinds |= {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
         kinds = {name: kind for name, kind in kinds.items() if name not in NO_SETTINGS}
+        for part, made in self.parts.items():
+            options = inspect.signature(made).parameters.values()
+            kinds |= {f"{part}.{p.name}": p.annotation for p in options if p.default is not p.empty}
         hashable = {}
         for pair in self.overrides:
             if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
@@ -92,6 +106,13 @@ class Run:
         object.__setattr__(self, "overrides", tuple(hashable.items()))
         one_of("dataset", self.settings["dataset"], SOURCES)
         one_of("precision", self.settings["precision"], PRECISIONS)
+
+    @property
+    def parts(self) -> dict[str, Callable]:
+        """What builds parts of its model, by the host's keyword; overrides reach their options."""
+        row = system(self.system)
+        built = {"mechanism": row.mechanism} if row.mechanism else {}
+        return built | {name: made for name, made in row.family.options.items() if callable(made)}
 
     @property
     def sizes(self) -> dict:
@@ -140,6 +161,10 @@ class Run:
         sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
         if "std" in inspect.signature(family.host.__init__).parameters:
             sizes["std"] = s["std"]
+        for part, made in self.parts.items():
+            own = [(name.partition("."), value) for name, value in self.overrides]
+            own = {option: value for (of, _, option), value in own if of == part}
+            sizes |= {part: partial(made, **own)} if own else {}
         torch.manual_seed(self.seed)
         model = build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
         if RECIPES[self.recipe].follows and family.start is not None:
@@ -155,8 +180,8 @@ class Run:
 
 
 def _plain(value: object) -> str:
-    """A setting as it stands in file names and commands: lists as [1,2]."""
-    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
+    """A setting as it stands in file names and commands: lists as [1,2], true, null."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @checked
