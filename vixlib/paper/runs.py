@@ -213,9 +213,29 @@ def longer(profile: str, *, equal: str = "epochs", seeds: int = 1) -> list[Run]:
 
 @checked
 def queue(profile: str) -> list[Run]:
-    """Every run of a profile, once each, in the order of the notebooks."""
+    """Every run of a profile, once each: the study's part by part, else as the notebooks need."""
+    if profile == "study":
+        return [*dict.fromkeys(run for part in registered().values() for run in part)]
     more = [*longer(profile), *longer(profile, equal="cost")]
     return [*dict.fromkeys([*runs(RESULTS, profile), *more])]
+
+
+@cache
+def registered() -> dict[str, list[Run]]:
+    """The runs of each part of the study, seed by seed: figures/study.toml."""
+    found = {}
+    for name, part in tomllib.loads(paths.shipped("study.toml").read_text()).items():
+        arms = [f"{system}{change}" for change in part["changes"] for system in part["systems"]]
+        how = part["profile"], part["recipe"]
+        found[name] = [arm(text, *how, seed) for seed in range(part["seeds"]) for text in arms]
+    return found
+
+
+def arm(text: str, profile: str, recipe: str, seed: int) -> Run:
+    """The run of a text such as "ViN" or "ViN:epochs=4:mechanism.padded=true"."""
+    name, *changes = text.split(":")
+    pairs = (change.partition("=") for change in changes)
+    return Run(name, profile, recipe, seed, tuple((key, json.loads(v)) for key, _, v in pairs))
 
 
 @cache
