@@ -6,7 +6,7 @@ rate, so that a rate that is off by a few per cent is noticed and chance is not.
 
 import itertools
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -282,9 +282,10 @@ def test_a_difference_of_the_margin_is_not_within_it():
 # ---- many claims ----
 
 
-@few
-@given(st.lists(st.floats(0, 1) | st.sampled_from([0.01, 0.02]), min_size=1, max_size=12))
-def test_holm_is_holm(p):
+@pytest.mark.parametrize("size", [1, 2, 12, 300])
+def test_holm_is_holm(size):
+    p = np.random.default_rng(size).random(size) ** 3
+    p[size // 2 :: 3] = 0.01  # ties
     close(holm(p), multipletests(p, method="holm")[1])
 
 
@@ -543,11 +544,11 @@ BAD = [
     (lambda: study(FRAME[:0]), r"number of seed: expected at least 1, got 0"),
     (
         lambda: study(FRAME[~(A_SEED & LINFORMER)]),
-        r"cells missing: rotary patch linformer \(seed 1\), rotary convolution linformer \(seed 1\)$",
+        r"cells missing: rotary patch linformer \(seed 1\), rotary convolution .* \(seed 1\)$",
     ),
     (lambda: study(FRAME.assign(top1=FRAME["top1"].mask(LINFORMER))), r"missing: .*seed 1\)$"),
     (lambda: study(FRAME[~LINFORMER & ~A_SEED]), r"missing: rotary patch linformer \(seed 0\)"),
-    (lambda: study(FRAME[:4]), r"nystrom \(seed 0\)|and 8 more$"),
+    (lambda: study(FRAME[:4]), r"missing: .* and 8 more$"),
     (
         lambda: study(pd.concat([FRAME, FRAME[A_SEED & LINFORMER]])),
         r"cells twice: rotary patch linformer \(seed 1\)",
@@ -590,116 +591,102 @@ def test_bad_input_is_refused_in_a_line(call, said):
 
 # ---- simulated truth ----
 
+TIMES = 1000
 
-def differences(draw, times: int, size: int, shift: float) -> list[Effect]:
-    """Comparisons of systems that differ by `shift`, by 1.4 from seed to seed; seeds differ more."""
-    shared = draw.normal(60, 5, (times, size))
-    a, b = (
-        shared + shift + draw.normal(size=(times, size)),
-        shared + draw.normal(size=(times, size)),
-    )
+
+@cache
+def differences(size: int, shift: float = 0.0) -> list[Effect]:
+    """Comparisons of systems that differ by `shift`, and by 1.4 from seed to seed."""
+    draw = np.random.default_rng(size).normal
+    shared = draw(60, 5, (TIMES, size))  # what a seed does to both is more than that
+    a, b = shared + shift + draw(size=shared.shape), shared + draw(size=shared.shape)
     return [paired(pd.Series(one), pd.Series(other)) for one, other in zip(a, b, strict=True)]
+
+
+def moved(size: int, shift: float) -> list[Effect]:
+    """The same comparisons, had the systems differed by `shift`; p is still that of none."""
+    return [effect._replace(value=effect.value + shift) for effect in differences(size)]
 
 
 @pytest.mark.parametrize(("size", "shift"), [(3, 4.0), (5, 1.8)])
 def test_pairs_cover_the_truth_and_find_it_at_their_power(size, shift):
-    times, draw = 1500, np.random.default_rng(size)
-    true, null = (np.array(differences(draw, times, size, each)) for each in (shift, 0.0))
+    true, null = (np.array(differences(size, each)) for each in (shift, 0.0))
     for effects, truth in ((true, shift), (null, 0.0)):
         covered = np.mean(np.abs(effects[:, 0] - truth) < effects[:, 1])
         assert 0.93 < covered < 0.97
     power = TTestPower().power(shift / 2**0.5, size, 0.05)
     assert 0.3 < power < 0.9
-    assert expected(np.sum(true[:, 2] < 0.05), times, power)
-    assert expected(np.sum(null[:, 2] < 0.05), times, 0.05)
+    assert expected(np.sum(true[:, 2] < 0.05), TIMES, power)
+    assert expected(np.sum(null[:, 2] < 0.05), TIMES, 0.05)
 
 
-def test_verdicts_err_at_their_rates():
-    times, margin = 1500, 1.0
-    words = [
-        [decides(effect, says, margin) for effect in differences(draw, times, 4, margin)]
-        for draw in [np.random.default_rng(7)]
-        for says in (">", "keeps")
-    ]
-    above, kept = ({word: row.count(word) for word in statistics.VERDICTS} for row in words)
-    assert expected(above["holds"], times, 0.025)
-    assert expected(above["does not hold"], times, 0.025)
-    assert kept["holds"] <= 0.05 * times
-    assert expected(kept["does not hold"], times, 0.025)
+@pytest.mark.parametrize("size", [3, 5])
+def test_verdicts_err_at_their_rates(size):
+    at = moved(size, 1.0)
+    for says in (">", "<"):
+        words = [decides(effect, says, 1.0) for effect in at]
+        assert expected(words.count("holds"), TIMES, 0.025)
+        assert expected(words.count("does not hold"), TIMES, 0.025)
+    words = [decides(effect, "keeps", 1.0) for effect in at]
+    assert words.count("holds") <= 0.05 * TIMES
+    assert expected(words.count("does not hold"), TIMES, 0.025)
 
 
-def test_equivalence_has_its_size_at_the_margin_and_its_power_within():
-    times, size, margin = 1500, 8, 2.5
-    at, zero = (
-        sum(equivalent(effect, margin).holds for effect in differences(draw, times, size, shift))
-        for draw in [np.random.default_rng(8)]
-        for shift in (margin, 0.0)
-    )
-    assert at <= 0.05 * times or expected(at, times, 0.05)
-    assert expected(at, times, 0.05)  # not less either: the other side is far
-    # power at 0 (Phillips, 1990): |mean| < margin - t s / sqrt(n), over the law of s
+@pytest.mark.parametrize("side", [1, -1])
+def test_equivalence_has_its_size_at_the_margin(side):
+    margin = 20.0  # the other side is far: the size is reached
+    found = sum(equivalent(effect, margin).holds for effect in moved(5, side * margin))
+    assert expected(found, TIMES, 0.05)
+
+
+def test_equivalence_has_its_power_within_the_margin():
+    size, margin, draws = 5, 2.5, 4000
+    found = sum(equivalent(effect, margin).holds for effect in differences(size))
+    # Phillips (1990): |mean| < margin - t s / sqrt(n), over the law of s
     t, error = stats.t.ppf(0.95, size - 1), (2 / size) ** 0.5
-    s = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, size - 1) / (size - 1))
-    power = np.mean(np.maximum(2 * stats.norm.cdf(margin / error - t * s) - 1, 0))
+    law = stats.chi2.ppf((np.arange(draws) + 0.5) / draws, size - 1)
+    room = margin / error - t * np.sqrt(law / (size - 1))
+    power = np.mean(np.maximum(2 * stats.norm.cdf(room) - 1, 0))
     assert 0.3 < power < 0.98
-    assert expected(zero, times, power)
-
-
-def simulated(draw, times, effect, spread=None, blocks=3):
-    """Factorials of the study with the effects of `effect`, the noise of `spread` (of a row)."""
-    frame = table(STUDY, blocks)
-    for _ in range(times):
-        seeds = draw.normal(scale=3, size=blocks)[frame["seed"]]
-        noise = draw.normal(size=len(frame)) if spread is None else spread(frame)
-        yield factorial(
-            frame.assign(top1=60 + effect(frame) + seeds + noise), "top1", STUDY, "seed"
-        )
+    assert expected(found, TIMES, power)
 
 
 def test_a_factorial_covers_the_truth_and_finds_it_at_its_power():
-    times, found = 500, {"covered": 0, "position": 0, "mechanism": 0, "embedding": 0}
     mains = {"rotary": 0.8, "convolution": 0.0, "linformer": -1.0, "performer": 0.5, "nystrom": 0.0}
-
-    def effect(frame):
-        return sum(value * (frame == level).any(axis=1) for level, value in mains.items())
-
-    for out in simulated(np.random.default_rng(9), times, effect):
-        for term in ("position", "embedding", "mechanism"):
-            found[term] += out[term].p < 0.05
-            for level, own in out[term].effects.items():
-                found["covered"] += abs(own.value - mains[level]) < own.half
-        found["position x mechanism"] = found.get("position x mechanism", 0) + (
-            out["position x mechanism"].p < 0.05
-        )
-    assert 0.93 < found["covered"] / (5 * times) < 0.97
-    assert expected(found["embedding"], times, 0.05)
-    assert expected(found["position x mechanism"], times, 0.05)
-    rows = 3 * 16  # F's power: noncentrality is the effect's sum of squares over all rows
-    for term, means in (("position", [0, 0.8]), ("mechanism", [0, -1, 0.5, 0])):
-        freedom, centre = len(means) - 1, rows * np.var(means)
-        power = stats.ncf.sf(stats.f.isf(0.05, freedom, 30), freedom, 30, centre)
+    times, draw, frame = 400, np.random.default_rng(9), table(STUDY, 3)
+    truth = sum(value * (frame == level).any(axis=1).to_numpy() for level, value in mains.items())
+    found, covered = dict.fromkeys([" x ".join(term) for term in terms(STUDY)], 0), 0
+    for _ in range(times):
+        seeds = draw.normal(60, 3, size=3)[frame["seed"]]
+        trial = frame.assign(top1=truth + seeds + draw.normal(size=len(frame)))
+        out = factorial(trial, "top1", STUDY, "seed")
+        for name, term in out.items():
+            found[name] += term.p < 0.05
+        for name in STUDY:
+            effects = out[name].effects.items()
+            covered += sum(abs(own.value - mains[level]) < own.half for level, own in effects)
+    assert 0.93 < covered / (5 * times) < 0.97
+    for name, means in (("position", [0, 0.8]), ("mechanism", [0, -1, 0.5, 0])):
+        freedom = len(means) - 1  # noncentral by the effect's squares over all rows
+        law = stats.ncf(freedom, 30, len(frame) * np.var(means))
+        power = law.sf(stats.f.isf(0.05, freedom, 30))
         assert 0.3 < power < 0.98
-        assert expected(found[term], times, power)
+        assert expected(found.pop(name), times, power)
+    assert all(expected(hits, times, 0.05) for hits in found.values())
 
 
 def test_a_factorial_shares_one_spread_and_pairs_have_their_own():
     """What the docstring warns of: a seed that moves rotary systems apart from learned ones."""
-    times, draw, covered, own = 250, np.random.default_rng(10), 0, 0
-
-    def spread(frame):
-        moved = draw.normal(size=3)[frame["seed"]] * (frame["position"] == "rotary")
-        return moved + draw.normal(size=len(frame))
-
-    frame = table(STUDY, 3)
+    times, draw, frame = 150, np.random.default_rng(10), table(STUDY, 3)
+    rotary, covered = frame["position"].to_numpy() == "rotary", {"shared": 0, "own": 0}
     for _ in range(times):
-        trial = frame.assign(top1=spread(frame))
-        effect = factorial(trial, "top1", STUDY, "seed")["position"].effects["rotary"]
-        covered += abs(effect.value) < effect.half
-        mean = trial.groupby(["seed", "position"])["top1"].mean().unstack()
-        effect = paired(mean["rotary"], mean["learned"])
-        own += abs(effect.value) < effect.half
-    assert covered / times < 0.85
-    assert expected(own, times, 0.95)
+        y = draw.normal(size=3)[frame["seed"]] * rotary + draw.normal(size=len(frame))
+        out = factorial(frame.assign(top1=y), "top1", STUDY, "seed")
+        means = (pd.Series(y[of].reshape(3, -1).mean(1)) for of in (rotary, ~rotary))
+        for key, effect in (("shared", out["position"].effects["rotary"]), ("own", paired(*means))):
+            covered[key] += abs(effect.value) < effect.half
+    assert covered["shared"] / times < 0.85
+    assert expected(covered["own"], times, 0.95)
 
 
 def test_holm_errs_in_one_family_of_twenty():
@@ -724,10 +711,10 @@ def test_holm_errs_in_one_family_of_twenty():
     ids=["3 seeds", "5 seeds", "images", "noise"],
 )
 def test_what_the_bootstrap_covers(seeds, spread, low, high):
-    times, draw, covered = 400, np.random.default_rng(12), 0
+    times, draw, covered = 300, np.random.default_rng(12), 0
     for _ in range(times):
-        a, b, truth = bits(draw, seeds, 300, a=0.2, **spread)
-        own = bootstrap(a, b, 400)
+        a, b, truth = bits(draw, seeds, 200, a=0.2, **spread)
+        own = bootstrap(a, b, 300)
         covered += own.low <= truth <= own.high
     assert low <= covered / times <= high
     if "seed" in spread:  # normal quantiles of (S - 1) / S of the variance, of a t

@@ -63,25 +63,24 @@ def paired(a: pd.Series, b: pd.Series) -> Effect:
 
     Student's t of the differences d (1908): mean(d) ± t(0.975, n - 1) s(d) / sqrt(n).
     """
-    own, other = _once("a", a), _once("b", b)
-    difference = (own - other).dropna()
-    if len(own) and len(other) and difference.empty:
-        seeds = (", ".join(map(str, values.index)) for values in (own, other))
+    difference = (_once("a", a) - _once("b", b)).dropna()
+    if difference.empty and a.count() and b.count():
+        seeds = (", ".join(map(str, values.dropna().index)) for values in (a, b))
         raise BadInput("a and b: expected a seed in common, got {} and {}".format(*seeds))
-    return _effect(difference, interval(difference), max(len(difference) - 1, 0))
+    return _effect(difference.to_numpy(float), interval(difference), max(len(difference) - 1, 0))
 
 
 def _once(name: str, values: pd.Series) -> pd.Series:
-    """The values that there are; BadInput where several have one name."""
-    twice = values.index[values.index.duplicated()]
-    if len(twice):
-        raise BadInput(f"{name}: expected a value each, got several of {twice[0]}")
-    return values.dropna()
+    """The values; BadInput where several have one name."""
+    if not values.index.is_unique:
+        twice = values.index[values.index.duplicated()][0]
+        raise BadInput(f"{name}: expected a value each, got several of {twice}")
+    return values
 
 
-def _effect(each: pd.Series | np.ndarray, half: float, freedom: int) -> Effect:
+def _effect(each: np.ndarray, half: float, freedom: int) -> Effect:
     """The effect whose value is the mean of these, one a seed."""
-    value = float(each.mean())
+    value = float(each.mean()) if len(each) else math.nan
     effect = Effect(value, float(half), math.nan, len(each), int((each * value > 0).sum()), freedom)
     return effect._replace(p=2 * effect.tail(abs(value)))
 
@@ -252,7 +251,7 @@ def kendall(one: pd.Series, other: pd.Series) -> Agreement:
     tau = (concordant - discordant pairs) / sqrt(pairs untied in one, times untied in the other).
     p is exact for few things without ties, else by the normal law, rough below ten.
     """
-    both = pd.concat([_once("one", one), _once("other", other)], axis=1, join="inner")
+    both = pd.concat([_once("one", one), _once("other", other)], axis=1).dropna()
     if len(both) < 2:
         raise BadInput(f"expected two things or more in both orders, got {len(both)}")
     tau, p = kendalltau(*both.to_numpy(float).T, variant="b")
