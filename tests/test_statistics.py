@@ -11,7 +11,7 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
@@ -37,8 +37,10 @@ from vixlib.paper.statistics import (
     stands,
 )
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of numpy
 close = partial(assert_allclose, rtol=1e-9, atol=1e-12)
-few = settings(max_examples=40, deadline=None, derandomize=True)
+# numbers drawn from a seed are no simpler when the seed is smaller: no shrinking
+few = settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
 seeds, sizes = st.integers(0, 2**31 - 1), st.integers(2, 9)
 
 
