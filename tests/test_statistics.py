@@ -114,7 +114,9 @@ def test_without_a_spread_any_difference_is_certain_and_none_is_nothing():
 
 @pytest.mark.parametrize("values", [(), (60.0,)], ids=["none", "one"])
 def test_too_few_pairs_have_no_interval(values):
-    effect = paired(pd.Series(values), by_seed(59, 58, 57))
+    own, other = pd.Series(values), by_seed(59, 58, 57)
+    effect = paired(own, other)
+    assert paired(other, own)[3:] == effect[3:]
     assert (effect.pairs, effect.agreeing, effect.freedom) == (len(values), len(values), 0)
     assert math.isnan(effect.half)
     assert math.isnan(effect.p)
@@ -134,7 +136,7 @@ STUDY = {  # no reference is the first of the alphabet
 DESIGNS = {
     "the study": (STUDY, 3),
     "two by two": ({"a": ["y", "x"], "b": ["2", "1"]}, 5),
-    "three by two": ({"a": ["y", "x", "z"], "b": ["v", "u"]}, 2),
+    "three by four": ({"a": ["y", "x", "z"], "b": ["v", "u", "w", "t"]}, 2),
     "one factor": ({"a": ["y", "z", "x"]}, 4),
     "four factors": ({name: ["y", "x"] for name in "abcd"}, 2),
 }
