@@ -15,7 +15,7 @@ import torch
 from vixlib import measure, paths
 from vixlib.errors import BadInput, checked, held, one_of, whole
 from vixlib.paper.runs import Run
-from vixlib.paper.statistics import ONE_SEED, interval
+from vixlib.paper.statistics import ONE_SEED, VERDICTS, interval
 
 COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
@@ -27,7 +27,7 @@ EXACT = {  # counted from the model alone, without any record
 }
 JUDGED = "top1", "peak_memory_mb", *EXACT
 TESTS = "difference > margin", "|difference| <= margin", "ratio <= margin"
-VERDICTS = HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested yet"
+HOLDS, FAILS, OPEN, UNTESTED = VERDICTS
 
 
 def ledger() -> pd.DataFrame:
