@@ -18,6 +18,7 @@ from vixlib.paths import atomic_write
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
 LOOK = 50  # steps between two looks for divergence, each of which waits for the device
+FIRST = 20  # steps of a training whose losses are kept
 
 
 class TimeUp(Exception):
@@ -78,19 +79,26 @@ def fit(
     checkpoint: Checkpoint | None = None,
     deadline: float = math.inf,
     report: Callable[[dict], None] = lambda row: None,
+    losses: list | None = None,
+    steps: int | None = None,
 ) -> list[dict] | None:
     """Train a model in place with AdamW at a constant rate; return its curve, a row an epoch.
 
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
-    is saved and None returned. Diverged names the first step whose loss, weights or evaluation are
-    not finite; the checkpoint then stays the last good one.
+    is saved and None returned, and likewise after so many `steps` of the whole training. Diverged
+    names the first step whose loss, weights or evaluation are not finite; the checkpoint then stays
+    the last good one. A list `losses` gets the loss of each of the FIRST steps, on the device.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
+    state["losses"] = []
     if checkpoint is not None:
-        state = checkpoint.load(model, optimizer) or state
+        state |= checkpoint.load(model, optimizer) or {}
+    if losses is not None:
+        losses[:] = state["losses"]
+        state["losses"] = losses
     device = next(model.parameters()).device
     state["sums"] = state["sums"].to(device)
     finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
@@ -115,9 +123,14 @@ def fit(
         remaining = range(state["step"], math.ceil(count / batch))
         for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
             stop_at(deadline)
+            taken = state["epoch"] * math.ceil(count / batch) + step
+            if taken == steps:
+                raise TimeUp
             torch.manual_seed(100_000 * epoch_seed + step)
             chosen = order[step * batch :][:batch]
             loss, correct = learn(model, optimizer, data, chosen, augmented, precision)
+            if len(state["losses"]) == taken < FIRST:
+                state["losses"].append(loss)
             state["sums"] += torch.stack([loss * len(chosen), correct])
             finite.add_(loss.isfinite() & (finite == step))
             state["step"] = step + 1

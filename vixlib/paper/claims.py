@@ -14,6 +14,7 @@ import torch
 
 from vixlib import measure, paths
 from vixlib.errors import BadInput, checked, held, one_of, whole
+from vixlib.paper.records import KNOWN
 from vixlib.paper.runs import Run
 from vixlib.paper.statistics import ONE_SEED, VERDICTS, interval
 
@@ -112,7 +113,7 @@ def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
         with torch.device("meta"):
             return pd.Series([EXACT[quantity](run) for run in wanted])
     own = records.reindex(columns=["name", "profile", "status", quantity])
-    own = own[own["status"].isin(["read", "trained"]) & (own["profile"] == row["profile"])]
+    own = own[own["status"].isin(KNOWN) & (own["profile"] == row["profile"])]
     own = own[own["name"].isin([run.name for run in wanted])]
     return own.dropna(subset=[quantity]).drop_duplicates("name")[quantity]
 

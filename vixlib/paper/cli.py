@@ -1,4 +1,4 @@
-"""The command line: vix list | train | predict | reproduce."""
+"""The command line: vix list | train | verify | predict | reproduce."""
 
 import argparse
 import json
@@ -13,14 +13,16 @@ import torch
 from vixlib import list_systems, measure
 from vixlib.errors import BadInput, one_of, whole
 from vixlib.paper import training
-from vixlib.paper.records import load, unfinished
+from vixlib.paper.records import DIFFERENT, load, records_folder, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run, queue
+from vixlib.paper.verify import rebuilt, verify
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends with one line on standard error and status 2.
 
-    Status 1: a run that `vix train` was asked for has diverged, now or before.
+    Status 1: a run that `vix train` was asked for has diverged, now or before; a record that `vix
+    verify` was asked for is of another training.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -43,7 +45,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("vix", description="Vision Xformers, reproduced.")
-    commands = parser.add_subparsers(required=True, metavar="list | train | predict | reproduce")
+    commands = parser.add_subparsers(
+        required=True, metavar="list | train | verify | predict | reproduce"
+    )
 
     def command(function, text: str, profile: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__.strip("_"), help=text, description=text)
@@ -55,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     def trains(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--data", metavar="DIR", help="a folder that holds CIFAR-10")
         sub.add_argument("--workers", type=int, help="runs side by side, one thread each")
+        sub.add_argument("--dirty", action="store_true", help="train even uncommitted code")
 
     command(_list, "name, size, tokens and FLOPs of every system", "paper")
 
@@ -70,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--compile", action=compiled, help="each block, by torch (default: on cuda)")
     sub.add_argument("--again", action="store_true", help="train even what has a record")
     trains(sub)
+
+    sub = command(_verify, "train the first steps of records again, and compare", "laptop")
+    sub.add_argument("records", nargs="*", metavar="RECORD", help="files, or names of a profile's")
+    sub.add_argument("--queue", metavar="PROFILE", help="every record of a profile")
+    sub.add_argument("--data", metavar="DIR", help="a folder that holds CIFAR-10")
+    sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    sub.add_argument("--write", action="store_true", help="note in the records what was found")
 
     sub = command(_predict, "classify an image with the trained weights of a run", "laptop")
     sub.add_argument("system")
@@ -108,16 +120,41 @@ def _train(options: argparse.Namespace) -> bool:
     todo = wanted if options.again else unfinished(wanted)
     for run in wanted:
         if run not in todo:
-            training.say(run, load(run), "; --again trains it anew")
+            record = load(run)
+            doubt = "; unverified: `vix verify`" if record["status"] == "unverified" else ""
+            training.say(run, record, f"{doubt}; --again trains it anew")
     training.perform_all(
         todo,
         workers=_workers(options, todo),
         folder=options.data,
         device=options.device,
         compiled=options.compile,
+        dirty=options.dirty,
         deadline=deadline,
     )
     return any((load(run) or {}).get("status") == "diverged" for run in wanted)
+
+
+def _verify(options: argparse.Namespace) -> bool:
+    """A line a record: whether today's code begins its training with the same losses."""
+    if bool(options.records) == bool(options.queue):
+        raise BadInput("name records, or a profile with --queue")
+    folder = records_folder(options.queue or options.profile)
+    found = [name if name.endswith(".json") else f"{name}.json" for name in options.records]
+    found = [Path(x) if Path(x).exists() else folder / x for x in found] or sorted(
+        folder.glob("*.json")
+    )
+    if not found:
+        raise BadInput(f"no records in {folder}")
+    for path in found:  # before any is trained
+        rebuilt(path)
+    torch.set_num_threads(1)
+    results = []
+    for path in found:
+        result, said = verify(path, folder=options.data, device=options.device, note=options.write)
+        print(f"{path.stem}: {result}, {said}", flush=True)
+        results.append(result)
+    return DIFFERENT in results
 
 
 def _change(text: str) -> tuple[str, object]:
@@ -152,5 +189,6 @@ def _reproduce(options: argparse.Namespace) -> None:
         todo,
         workers=_workers(options, todo),
         folder=options.data,
+        dirty=options.dirty,
         write=options.write,
     )

@@ -409,8 +409,8 @@ def _of(records: pd.DataFrame, *more: str) -> str:
         f"{number} {seed}",
         f"recipe {recipe}",
     )
-    stale = ["some stale"] if "stale" in set(records["status"]) else []
-    return " · ".join(filter(None, [*parts, *stale, *more]))
+    doubts = [f"some {word}" for word in ("stale", "unverified") if word in set(records["status"])]
+    return " · ".join(filter(None, [*parts, *doubts, *more]))
 
 
 def _pixels(batch: Tensor) -> np.ndarray:

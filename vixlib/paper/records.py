@@ -11,9 +11,13 @@ import torch
 
 from vixlib import paths
 from vixlib.errors import RecordError, checked, one_of
+from vixlib.paper.provenance import code
 from vixlib.paper.runs import PROFILES, Run
 
-STATUS = "read", "trained", "missing", "stale", "diverged"  # of a record
+USUAL = "read", "trained", "missing", "stale"
+STATUS = *USUAL, "unverified", "diverged"  # of a record
+KNOWN = "read", "trained", "unverified"  # of those whose numbers count
+RESULTS = EQUAL, ROUNDED, DIFFERENT = "equal", "equal to rounding", "different"  # of a replay
 # what may differ between the records of two equal runs
 VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "compiled", "versions", "commit"}
 
@@ -56,10 +60,11 @@ fingerprint = cache(Run.fingerprint)
 
 @checked
 def load(run: Run) -> dict | None:
-    """The record of a run, `status` "read", "diverged" or "stale"; None where there is none.
+    """The record of a run with its `status`; None where there is none.
 
-    Stale: today's code builds another model than the one that was trained. RecordError names a
-    file that cannot be read.
+    "stale": today's code builds another model than the one that was trained, or trains it in
+    another way, as `vix verify` saw; "diverged"; "unverified": the code is another, and nothing
+    says that its outcome is; "read". RecordError names a file that cannot be read.
     """
     path = files(run).record
     if not path.exists():
@@ -70,13 +75,23 @@ def load(run: Run) -> dict | None:
         mine = {"name": run.name, "system": run.system, "seed": run.seed}
         status = record.get("status", "read")
         known = status == "diverged" or math.isfinite(record["top1"])
+        differs = record.get("verified", {}).get("result") == DIFFERENT
         if {key: record[key] for key in mine} != mine or not known:
             raise ValueError("it belongs to another run")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
     now = fingerprint(run)
-    same = now.shape == then.shape and torch.allclose(now, then, atol=1e-3)
-    return record | {"status": status if same else "stale"}
+    if differs or now.shape != then.shape or not torch.allclose(now, then, atol=1e-3):
+        status = "stale"
+    elif status == "read" and record.get("code") != code():
+        status = "unverified"
+    return record | {"status": status}
+
+
+def write(path: Path, record: dict) -> None:
+    """A record into its file."""
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    paths.atomic_write(path, lambda path: path.write_text(text))
 
 
 @checked

@@ -27,6 +27,7 @@ def reproduce(
     *,
     workers: int = 1,
     folder: str | Path | None = None,
+    dirty: bool = False,
     write: bool = False,
 ) -> None:
     """Train `todo`, then execute all notebooks with this profile into build/<profile>/notebooks/.
@@ -41,7 +42,7 @@ def reproduce(
     began = time.monotonic()
     if todo:
         print(f"training {len(todo)} runs, {workers} side by side", flush=True)
-        perform_all(todo, workers=workers, folder=folder)
+        perform_all(todo, workers=workers, folder=folder, dirty=dirty)
     trained = time.monotonic()
     executed = paths.root() / "build" / profile / "notebooks"
     seconds = execute(sorted(notebooks.glob("[0-9]*.ipynb")), executed, profile)

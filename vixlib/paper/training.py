@@ -1,17 +1,16 @@
 """Training runs: one or many, from wherever they were left, each into its record."""
 
-import json
 import math
 import os
 import platform
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
+from itertools import takewhile
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -25,9 +24,10 @@ from torch import Tensor
 
 from vixlib import data, measure, paths
 from vixlib.errors import BadInput, CheckpointError, Diverged, checked
-from vixlib.paper.records import STATUS, files, fingerprint, load
+from vixlib.paper.provenance import origin
+from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, write
 from vixlib.paper.runs import Run
-from vixlib.train import Checkpoint, autocast, compile_blocks, evaluate, fit
+from vixlib.train import FIRST, Checkpoint, autocast, compile_blocks, evaluate, fit
 
 
 @checked
@@ -37,6 +37,7 @@ def perform(
     folder: str | Path | None = None,
     device: str | None = None,
     compiled: bool | None = None,
+    dirty: bool = False,
     deadline: float = math.inf,
     report: Callable[[dict], None] = lambda row: None,
 ) -> dict | None:
@@ -44,22 +45,18 @@ def perform(
 
     `folder` holds the dataset. Blocks are compiled on a GPU, unless `compiled` says otherwise. The
     trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
-    `status` "diverged": the curve until then, where, no accuracy.
+    `status` "diverged": the curve until then, where, no accuracy. Records that are kept, those of
+    every profile but quick, are of committed code, unless `dirty` allows another.
     """
-    device = data.resolve_device(device)
-    s, model = run.settings, run.build().to(device)
+    device, losses, s = data.resolve_device(device), [], run.settings
     compiled = device.type == "cuda" if compiled is None else compiled
-    if compiled:
-        compile_blocks(model)
-    dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
-    dataset = data.subset(dataset, train=s["train_images"])
-    identity = f"{run.name} {sorted(s.items())}"
+    model, dataset, options = _prepared(run, folder, device, compiled)
+    made_by = origin(clean=run.profile != "quick" and not dirty)
+    identity = f"{run.name} {sorted(s.items())} {made_by['code']}"
     checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
-    options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
-    options |= {"precision": s["precision"], "seed": run.seed, "watch": s["watch_images"]}
     options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
     try:
-        curve = fit(model, dataset, **options)
+        curve = fit(model, dataset, losses=losses, **options)
         if curve is None:
             return None
         top1, top5 = evaluate(model, dataset, precision=s["precision"])
@@ -70,19 +67,52 @@ def perform(
     except Diverged as error:
         curve, known = error.curve, {"top1": None, "top5": None, "status": "diverged"}
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
-    record = _identity(run, dataset) | _costs(run, dataset, device) | {"compiled": compiled}
-    record |= known | _of_curve(curve, "status" in known, s["best_on_test"])
+    record = _identity(run, dataset) | made_by | _costs(run, dataset, device)
+    record |= {"compiled": compiled} | known | {"first_losses": _finite(losses)}
+    record |= _of_curve(curve, "status" in known, s["best_on_test"])
     _write(run, record, model, dataset.classes)
     if "status" not in record:  # else the checkpoint stays, the last good state
         checkpoint.delete()
     return record
 
 
+def _prepared(
+    run: Run, folder: str | Path | None, device: torch.device, compiled: bool
+) -> tuple[torch.nn.Module, data.Dataset, dict]:
+    """A run's untrained model, its data and how they are trained: options of fit."""
+    s, model = run.settings, run.build().to(device)
+    if compiled:
+        compile_blocks(model)
+    dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
+    options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
+    options |= {"precision": s["precision"], "seed": run.seed, "watch": s["watch_images"]}
+    return model, data.subset(dataset, train=s["train_images"]), options
+
+
+def replay(
+    run: Run, *, folder: str | Path | None = None, device: str | None = None, whole: bool = False
+) -> tuple[list[float], list[dict]]:
+    """Losses of a run's FIRST steps, trained again, or of its `whole` first epoch, with its row."""
+    device, losses = data.resolve_device(device), []
+    model, dataset, options = _prepared(run, folder, device, device.type == "cuda")
+    options |= {"epochs": 1} if whole else {"steps": FIRST}
+    try:
+        curve = fit(model, dataset, losses=losses, **options)
+    except Diverged as error:
+        curve = error.curve
+    return _finite(losses), curve or []
+
+
+def _finite(losses: list[Tensor]) -> list[float]:
+    """Losses as exact numbers, those before the first that is none."""
+    return [*takewhile(math.isfinite, map(float, losses))]
+
+
 def _identity(run: Run, dataset: data.Dataset) -> dict:
-    """Columns of a record: which run it is, of which code."""
+    """Columns of a record: which run it is."""
     changed = {"overrides": ",".join(f"{key}={value}" for key, value in run.overrides)}
     sizes = {part: len(getattr(dataset, part)) for part in ("train_images", "test_images")}
-    known = asdict(run) | {"name": run.name, "tokens": run.tokens, "commit": _commit()}
+    known = asdict(run) | {"name": run.name, "tokens": run.tokens}
     known |= {"fingerprint": [round(value, 5) for value in fingerprint(run).tolist()]}
     versions = f"torch {torch.__version__}, python {platform.python_version()}"
     return known | changed | run.settings | sizes | {"versions": versions}
@@ -124,13 +154,16 @@ def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, .
         state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
         about = {"classes": "\n".join(classes)}
         paths.atomic_write(weights, lambda path: save_file(state, path, about))
-    text = json.dumps(record, indent=1, default=str) + "\n"
-    paths.atomic_write(path, lambda path: path.write_text(text))
+    write(path, record)
 
 
 @checked
 def read(
-    wanted: Iterable[Run], *, train: bool = False, folder: str | Path | None = None
+    wanted: Iterable[Run],
+    *,
+    train: bool = False,
+    folder: str | Path | None = None,
+    dirty: bool = False,
 ) -> pd.DataFrame:
     """The records of some runs, a row each; `status` is one of STATUS.
 
@@ -142,12 +175,12 @@ def read(
         record = load(run)
         if train and (record is None or record["status"] == "stale"):
             record = {"status": "trained"}
-            record |= perform(run, folder=folder, report=partial(tell, run))
+            record |= perform(run, folder=folder, dirty=dirty, report=partial(tell, run))
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
     counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    told = {status: n for status, n in counts.items() if n or status != "diverged"}
+    told = {status: n for status, n in counts.items() if n or status in USUAL}
     print(", ".join(f"{count} {status}" for status, count in told.items()))
     return frame
 
@@ -248,11 +281,3 @@ def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> f
     images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
     with autocast(device, run.settings["precision"]):
         return measure.training_memory(run.build().to(device), images, labels)
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(paths.root()), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
