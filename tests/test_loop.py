@@ -506,19 +506,18 @@ def watchers():
 def drawn(watchers):
     """The shifts and flips that were drawn, read off the images."""
     pixels = torch.cat([pixels for watcher in watchers for pixels in watcher.trained])
-    row, column, number = (pixels[:, c, 5, 5].long() - 1 for c in range(3))
-    flip = pixels[:, 1, 5, 6].long() - 1 < column
-    down, right = row - 5 + 4, column - torch.where(flip, 11 - 5, 5) + 4
+    row, column, number = pixels[:, :, 5, 5].long().unbind(1)
+    flip = pixels[:, 1, 5, 6] < column
+    down, right = row - 1 - 5 + 4, column - 1 - torch.where(flip, 11 - 5, 5) + 4
     shape = SEEDS, EPOCHS, STEPS, BATCH
-    each = (tensor.view(shape).numpy() for tensor in (down, right, flip.long(), number + 1))
-    return Drawn(*each)
+    return Drawn(*(part.view(shape).numpy() for part in (down, right, flip.long(), number)))
 
 
 def test_augmentation_is_a_shift_and_a_flip_of_each_image(watchers, drawn):
     originals = numbered(STEPS * BATCH, 5).train_images
     pixels = torch.cat([pixels for watcher in watchers for pixels in watcher.trained])
-    draws = zip(pixels, drawn.number.flat, drawn.down.flat, drawn.right.flat, drawn.flip.flat)
-    for image, number, *draw in draws:
+    draws = (part.ravel() for part in (drawn.number, drawn.down, drawn.right, drawn.flip))
+    for image, number, *draw in zip(pixels, *draws, strict=True):
         assert image.equal(moved(originals[number], *draw))
 
 
