@@ -327,8 +327,8 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
 def subset(dataset: Dataset, train: int | None = None, test: int | None = None) -> Dataset:
     """The dataset with `train` and `test` images only; None keeps all. BadInput if out of range.
 
-    Always the same images, each class in its share (to within one), in the dataset's order; a
-    smaller subset lies within every larger one.
+    Always the same images, each class in its share (to within one where classes are of one size),
+    in the dataset's order; a smaller subset lies within every larger one.
     """
     parts = {}
     for part, n in {"train": train, "test": test}.items():
