@@ -841,10 +841,15 @@ def test_the_best_epoch_is_the_first_that_did_best_on_the_test_set(root, monkeyp
     assert [row["epoch"] for row in record["curve"]] == [1, 2, 3, 4]
 
 
-def test_a_run_does_not_go_on_under_another_recipe(root, monkeypatch):
+@pytest.mark.parametrize("other", ["recipe", "code"])
+def test_a_run_does_not_go_on_under_another_recipe_or_code(root, monkeypatch, other):
     run = Run("FNet", "quick")
     assert perform(run, deadline=0.0) is None
-    changed = runs.Recipe(**vars(runs.RECIPES["fair"]) | {"lr": 0.002})
-    monkeypatch.setitem(runs.RECIPES, "fair", changed)
+    assert perform(run, deadline=0.0) is None  # but under its own
+    if other == "recipe":
+        changed = runs.Recipe(**vars(runs.RECIPES["fair"]) | {"lr": 0.002})
+        monkeypatch.setitem(runs.RECIPES, "fair", changed)
+    else:
+        monkeypatch.setattr(training, "fingerprint", lambda run: run.fingerprint() + 0.01)
     with pytest.raises(CheckpointError, match="of another run or code"):
         perform(run, deadline=0.0)
