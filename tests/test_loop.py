@@ -819,6 +819,8 @@ def test_as_released_takes_the_batch_sizes_of_paper_csv():
     for name in list_systems():
         if name in known:
             assert Run(name, "paper", "as-released").settings["batch"] == known[name]
+            asked = Run(name, "paper", "as-released", overrides=(("batch", 7),))
+            assert asked.settings["batch"] == 7
         assert Run(name, "paper").settings["batch"] == 128
 
 
