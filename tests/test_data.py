@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vixlib import data, paths
@@ -467,6 +469,9 @@ class TestTinyImageNet:
             data.load("tiny-imagenet", folder=packed.parent)
 
 
+few_examples = settings(max_examples=20, deadline=None, derandomize=True)
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -510,6 +515,49 @@ class TestImages:
         torch.manual_seed(0)
         assert first.equal(data.augment(self.images))
 
+    @few_examples
+    @given(
+        size=st.tuples(*[st.integers(1, 4), st.integers(1, 3)], *[st.integers(1, 9)] * 2),
+        padding=st.integers(0, 5),
+        seed=st.integers(0, 99),
+    )
+    def test_augment_only_shifts_and_mirrors(self, size, padding, seed):
+        """Each is one of the windows of its own image in a black frame, or its mirror image."""
+        images = torch.randint(1, 256, size, dtype=torch.uint8, generator=seeded(seed))
+        h, w = size[2:]
+        for image, out in zip(images, data.augment(images, seeded(seed), padding), strict=True):
+            framed = np.pad(image.numpy(), [(0, 0), (padding, padding), (padding, padding)])
+            windows = [
+                framed[:, y : y + h, x : x + w]
+                for y in range(2 * padding + 1)
+                for x in range(2 * padding + 1)
+            ]
+            legal = [*windows, *(window[:, :, ::-1] for window in windows)]
+            assert any(np.array_equal(out, window) for window in legal)
+
+    @few_examples
+    @given(seed=st.integers(0, 2**31))
+    def test_without_a_generator_the_global_one_draws(self, seed):
+        torch.manual_seed(seed)
+        shifted = data.augment(self.images)
+        moved_on = torch.get_rng_state()
+        assert shifted.equal(data.augment(self.images, seeded(seed)))
+        assert torch.get_rng_state().equal(moved_on)  # a generator leaves the global one alone
+        assert not shifted.equal(data.augment(self.images))
+
+    def test_a_generator_moves_on(self):
+        draws = seeded()
+        first, second = data.augment(self.images, draws), data.augment(self.images, draws)
+        assert not first.equal(second)
+
+    def test_normalise_is_the_same_in_any_shape(self):
+        """Every byte, by the words: 0 to 255 become -1 to 1, evenly."""
+        every = torch.arange(256, dtype=torch.uint8)
+        wanted = torch.tensor([(2 * byte - 255) / 255 for byte in range(256)])
+        for shape in ((256,), (4, 1, 8, 8), (2, 128)):
+            out = data.normalise(every.view(shape))
+            torch.testing.assert_close(out, wanted.view(shape), rtol=0, atol=1e-7)
+
     def test_augment_leaves_its_input(self):
         before = self.images.clone()
         data.augment(self.images, seeded())
@@ -517,6 +565,38 @@ class TestImages:
 
 
 class TestSubset:
+    @few_examples
+    @given(
+        classes=st.integers(1, 7),
+        each=st.integers(1, 40),
+        sizes=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+        part=st.sampled_from(["train", "test"]),
+    )
+    def test_shares_and_nesting_by_a_plain_count(self, classes, each, sizes, part):
+        """Of classes of one size, in any order; an image says its number."""
+        count = classes * each
+        small, large = sorted(1 + int(size * (count - 1)) for size in sizes)
+        numbers = torch.arange(count)
+        images = torch.stack([numbers // 256, numbers % 256, 0 * numbers], 1).to(torch.uint8)
+        labels = torch.randperm(count, generator=seeded(count)) % classes
+        split = images[:, :, None, None], labels
+        dataset = data.Dataset(*split, *split, tuple("abcdefg"[:classes]), "numbers")
+        kept = {}
+        for n in (small, large):
+            found = data.subset(dataset, **{part: n})
+            pixels, own = (getattr(found, f"{part}_{what}") for what in ("images", "labels"))
+            kept[n] = (256 * pixels[:, 0, 0, 0].long() + pixels[:, 1, 0, 0]).tolist()
+            assert own.tolist() == labels[kept[n]].tolist()
+            assert len(set(kept[n])) == len(kept[n]) == n
+            assert kept[n] == sorted(kept[n])
+            assert {own.tolist().count(c) for c in range(classes)} <= {
+                n // classes,
+                -(-n // classes),
+            }
+            other = {"train": "test", "test": "train"}[part]
+            assert getattr(found, f"{other}_images") is getattr(dataset, f"{other}_images")
+        assert set(kept[small]) <= set(kept[large])
+
     def test_every_size_is_stratified_and_nested(self):
         digits = data.load("digits")
         order = data._stratified(digits.train_labels)

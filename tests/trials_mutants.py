@@ -27,6 +27,7 @@ TESTS = tuple(  # the quickest first
         "precision",
         "resolution",
         "twins",
+        "loop",
     )
 )
 NEEDED = "vixlib", "tests", "figures", "pyproject.toml"

@@ -329,8 +329,8 @@ def subset(
 ) -> Dataset:
     """The dataset with `train` and `test` images only; None keeps all. BadInput if out of range.
 
-    The same images for the same seed, each class in its share (to within one), in the dataset's
-    order; a smaller subset lies within every larger one.
+    The same images for the same seed, each class in its share (to within one where classes are of
+    one size), in the dataset's order; a smaller subset lies within every larger one.
     """
     parts = {}
     for part, n in {"train": train, "test": test}.items():

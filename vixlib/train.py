@@ -186,7 +186,8 @@ def learn(
 
 def descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor) -> Tensor:
     """One step down the cross-entropy of logits (b classes) with their gradients; its mean."""
-    loss = F.cross_entropy(logits.float(), labels)
+    wide = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the loss
+    loss = F.cross_entropy(logits.to(wide), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
