@@ -606,6 +606,11 @@ class TestSubset:
         n = torch.arange(1, 1438)[:, None]
         assert (counts - n * share).abs().max() <= 1.01
 
+    def test_a_rare_class_stays_rare(self):
+        labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+        counts = labels[data._stratified(labels)[:20]].bincount()
+        assert (counts - torch.tensor([12, 6, 2])).abs().max() <= 1
+
     def test_fixed(self):
         digits = data.load("digits")
         small = data.subset(digits, train=100, test=50)
@@ -618,6 +623,38 @@ class TestSubset:
         # the same subset on every machine and with every version of torch
         first = data._stratified(torch.arange(10_000) % 10)[:5].tolist()
         assert first == [6044, 2890, 9399, 1917, 7532]
+
+    def test_each_seed_has_a_subset_of_its_own(self):
+        digits = data.load("digits")
+        first, same, other = (
+            data.subset(digits, train=100, seed=s).train_images for s in (4, 4, 5)
+        )
+        assert first.equal(same)
+        assert not first.equal(other)
+        assert data.subset(digits, train=100).train_images.equal(
+            data.subset(digits, train=100, seed=0).train_images
+        )
+
+    def test_held_out_images_are_no_longer_trained_on(self):
+        """Every image is numbered by its first pixel."""
+        labels = torch.arange(60) % 3
+        pixels = torch.zeros(60, 3, 2, 2, dtype=torch.uint8)
+        pixels[:, 0, 0, 0] = torch.arange(60)
+        test = pixels[:6] + 100, labels[:6]
+        noise = data.Dataset(pixels, labels, *test, ("a", "b", "c"), "noise")
+        part = data.held_out(noise, 15)
+        rest, held = (
+            images[:, 0, 0, 0].tolist() for images in (part.train_images, part.test_images)
+        )
+        assert sorted(rest + held) == list(range(60))
+        assert (rest, held) == (sorted(rest), sorted(held))
+        assert part.test_labels.bincount().tolist() == [5, 5, 5]
+        assert part.train_labels.tolist() == [i % 3 for i in rest]
+        assert part.test_labels.tolist() == [i % 3 for i in held]
+        assert data.held_out(noise, 15).test_images.equal(part.test_images)
+        for n in (60, 0):
+            with pytest.raises(BadInput, match="images: expected at"):
+                data.held_out(noise, n)
 
     def test_none_keeps_all_and_so_does_n(self):
         digits = data.load("digits")

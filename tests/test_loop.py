@@ -24,7 +24,7 @@ from vixlib import build, data, list_systems, paths
 from vixlib.data import Dataset
 from vixlib.errors import CheckpointError
 from vixlib.paper import runs, training
-from vixlib.paper.records import files
+from vixlib.paper.records import files, unpacked
 from vixlib.paper.runs import Run
 from vixlib.paper.training import perform
 from vixlib.train import Checkpoint, TimeUp, evaluate, fit
@@ -39,6 +39,12 @@ def constant(step: int, steps: int) -> float:
     return 1.0
 
 
+def up_and_down(step: int, steps: int) -> float:
+    """In equal parts up over 15 % of the steps, a begun one included; then a cosine down to 0."""
+    up = -(-15 * steps // 100)
+    return (step + 1) / up if step < up else math.cos((step - up) / (steps - up) * math.pi / 2) ** 2
+
+
 class Words(NamedTuple):
     """A recipe in the words of README.md; `rate` is the share of lr at a step, from 0, of steps."""
 
@@ -48,18 +54,23 @@ class Words(NamedTuple):
     augmented: bool
     best_on_test: bool
     batch: int | None  # None: that of the released script
-    rate: Callable[[int, int], float]
+    rate: Callable[[int, int], float] = constant
+    warm_up: float = 0.0
+    cosine: bool = False
 
 
 RECIPES = {
-    "fair": Words(1e-3, 0.01, 0.02, False, False, 128, constant),
-    "as-released": Words(1e-3, 0.01, 1.0, False, True, None, constant),
+    "fair": Words(1e-3, 0.01, 0.02, False, False, 128),
+    "as-released": Words(1e-3, 0.01, 1.0, False, True, None),
+    "annealed": Words(1e-3, 0.01, 0.02, True, False, 128, up_and_down, 0.15, True),
 }
+ROW = "epoch", "loss", "train_accuracy", "top1", "seconds", "cpu_seconds"
 
 
 def options_of(words: Words) -> dict:
     """The words of a recipe as options of fit."""
-    return {key: getattr(words, key) for key in ("lr", "weight_decay", "augmented")}
+    keys = "lr", "weight_decay", "augmented", "warm_up", "cosine"
+    return {key: getattr(words, key) for key in keys}
 
 
 def settled(words: Words) -> dict:
@@ -288,7 +299,7 @@ def test_every_step_is_that_of_the_reference(recipe, name, augmented, seed):
     assert [len(call["images"]) for call in calls] == [8, 8, 4, 17] * 2
     assert_same_curve(curve, wanted)
     assert curve == rows
-    assert set(curve[0]) == {"epoch", "loss", "train_accuracy", "top1", "seconds"}
+    assert set(curve[0]) == {*ROW}
     assert ours.training
     if name == "Small":
         assert all(getattr(dataset, p).equal(getattr(untouched, p)) for p in data.PARTS)
@@ -344,11 +355,17 @@ def test_float64_is_not_rounded_on_the_way():
 
 
 class Clock:
-    """Time that passes with the calls of a model: one second each."""
+    """The module time, where it passes with the calls of a model: one second each."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr("vixlib.train.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("vixlib.train.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:  # of two threads
+        return 2 * self.now
 
     def follow(self, model: nn.Module) -> None:
         def tick(*_) -> None:
@@ -367,7 +384,7 @@ def whole():
     calls = followed(model)
     words = RECIPES["fair"]._replace(augmented=True)
     curve = reference(model, noise(), words, batch=8, epochs=2, seed=3)
-    return calls, [row | {"seconds": 3.0} for row in curve]  # an epoch's steps, not its look
+    return calls, [row | {"seconds": 3.0, "cpu_seconds": 6.0} for row in curve]  # steps, not looks
 
 
 @pytest.mark.parametrize("every", range(9))
@@ -699,16 +716,33 @@ def digits():
 TRAIN, TEST, SUM = [1346, 295, 257], [1496, 188, 705], 337944
 
 
-def first_of_each_class(dataset: SimpleNamespace, n: int) -> SimpleNamespace:
-    """The dataset with n training images: a fixed shuffle, dealt by the share of a class."""
-    labels, dealt, shares = dataset.train_labels.tolist(), {}, []
-    shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+def deal(labels: list[int], seed: int = 0) -> list[int]:
+    """The order of a shuffle, dealt by the share of a class."""
+    dealt, shares = {}, []
+    shuffle = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     for i in shuffle:
         dealt[labels[i]] = dealt.get(labels[i], 0) + 1
         shares.append((dealt[labels[i]] / labels.count(labels[i]), i))
-    chosen = sorted(i for _, i in sorted(shares, key=lambda pair: pair[0])[:n])
-    kept = {"train_images": dataset.train_images[chosen]}
-    return SimpleNamespace(**vars(dataset) | kept | {"train_labels": dataset.train_labels[chosen]})
+    return [i for _, i in sorted(shares, key=lambda pair: pair[0])]
+
+
+def chosen(dataset: SimpleNamespace, part: str, into: str, some: list[int]) -> dict:
+    """Images and labels of a part, under the name of another, in the dataset's order."""
+    kinds = "images", "labels"
+    return {f"{into}_{kind}": getattr(dataset, f"{part}_{kind}")[sorted(some)] for kind in kinds}
+
+
+def first_of_each_class(dataset: SimpleNamespace, n: int, seed: int) -> SimpleNamespace:
+    """The dataset with n training images."""
+    order = deal(dataset.train_labels.tolist(), seed)
+    return SimpleNamespace(**vars(dataset) | chosen(dataset, "train", "train", order[:n]))
+
+
+def without(dataset: SimpleNamespace, n: int) -> SimpleNamespace:
+    """The dataset whose test images are n of those for training, which goes without them."""
+    order = deal(dataset.train_labels.tolist())
+    held = chosen(dataset, "train", "test", order[:n])
+    return SimpleNamespace(**chosen(dataset, "train", "train", order[n:]) | held)
 
 
 def released_batches() -> dict[str, int]:
@@ -756,13 +790,16 @@ def models(monkeypatch):
         ("ViP", "fair", 2, 2, 150, 70, CHANGED),
         ("FNet", "fair", 0, 2, 300, None, {}),
         ("ViL", "as-released", 3, 2, 600, None, {}),
-        ("CCT", "as-released", 1, 1, 100, 90, {}),
+        ("CCT", "fair", 1, 1, 100, 90, {}),
+        ("FNet", "annealed", 4, 3, 200, None, {"validation_images": 130}),
     ],
 )
 def test_a_run_trains_by_its_recipe(
     root, models, digits, name, recipe, seed, epochs, images, watch, changed
 ):
-    words = RECIPES[recipe]._replace(**changed)
+    held = changed.get("validation_images")
+    own = {key: value for key, value in changed.items() if key in Words._fields}
+    words = RECIPES[recipe]._replace(**own)
     batch = words.batch or released_batches()[name]
     budget = {"epochs": epochs, "train_images": images}
     budget |= {} if watch is None else {"watch_images": watch}
@@ -772,23 +809,27 @@ def test_a_run_trains_by_its_recipe(
 
     torch.manual_seed(seed)
     model = build(name, std=words.std, **BUILT[name])
-    expected, dataset = followed(model), first_of_each_class(digits, images)
+    expected, dataset = followed(model), without(digits, held) if held else digits
+    dataset = first_of_each_class(dataset, images, seed)
     options = {"batch": batch, "epochs": epochs, "seed": seed, "watch": watch}
     curve = reference(model, dataset, words, **options)
     with torch.no_grad():
-        scores = model(normalised(dataset.test_images))
+        scores = model(normalised(digits.test_images))
     trained, calls = models[0]
     looks = [call for call in calls if call["modes"] == {False}]
     assert [call["modes"] for call in calls[-2:]] == [{False}] * 2  # 250 and 110 images
     assert_same(joined(calls[:-2]), expected[:-1], within=1e-3, of=("logits", "slope"))
     assert torch.equal(calls[0]["state"], expected[0]["state"])
     last = torch.cat([call["images"] for call in looks[-2:]])
-    assert torch.equal(last, normalised(dataset.test_images))
+    assert torch.equal(last, normalised(digits.test_images))
 
     assert_same_curve(record["curve"], curve)
-    assert record["curve"] == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    assert record["top1"] == pytest.approx(accuracy(scores, dataset.test_labels, 1), abs=1e-3)
-    assert record["top5"] == pytest.approx(accuracy(scores, dataset.test_labels, 5), abs=1e-3)
+    assert record["curve"] == [{k: row[k] for k in ROW if "seconds" not in k} for row in rows]
+    assert record["cpu_seconds"] == pytest.approx(sum(row["cpu_seconds"] for row in rows), abs=0.06)
+    right = (scores.argmax(1) == digits.test_labels).tolist()
+    assert unpacked(record["right"], 360).tolist() == right
+    assert record["top1"] == pytest.approx(100 * sum(right) / 360, abs=1e-3)
+    assert record["top5"] == pytest.approx(accuracy(scores, digits.test_labels, 5), abs=1e-3)
     assert (record["train_images"], record["test_images"]) == (images, 360)
     assert {key: record[key] for key in settled(words)} == settled(words) | {"batch": batch}
     best = max(range(epochs), key=lambda i: curve[i]["top1"])
@@ -811,7 +852,8 @@ def test_recipes_are_those_of_the_readme():
     told = tomllib.loads((paths.PACKAGE / "paper" / "recipes.toml").read_text())
     assert set(told) == set(RECIPES)
     for name, words in RECIPES.items():
-        assert {"batch": None, **told[name]} == settled(words)
+        unless_told = {"batch": None, "warm_up": 0.0, "cosine": False}
+        assert unless_told | told[name] == settled(words)
 
 
 def test_as_released_takes_the_batch_sizes_of_paper_csv():
@@ -825,10 +867,13 @@ def test_as_released_takes_the_batch_sizes_of_paper_csv():
 
 
 CURVE = [  # loss, train accuracy and test accuracy are best in epochs of their own
-    {"epoch": 1, "loss": 0.1, "train_accuracy": 20.0, "top1": 30.0, "seconds": 5.0},
-    {"epoch": 2, "loss": 0.3, "train_accuracy": 10.0, "top1": 40.0, "seconds": 1.0},
-    {"epoch": 3, "loss": 0.4, "train_accuracy": 60.0, "top1": 40.0, "seconds": 9.0},
-    {"epoch": 4, "loss": 0.2, "train_accuracy": 50.0, "top1": 20.0, "seconds": 2.0},
+    dict(zip(ROW, row, strict=True))
+    for row in (
+        (1, 0.1, 20.0, 30.0, 5.0, 1.0),
+        (2, 0.3, 10.0, 40.0, 1.0, 1.0),
+        (3, 0.4, 60.0, 40.0, 9.0, 1.0),
+        (4, 0.2, 50.0, 20.0, 2.0, 1.0),
+    )
 ]
 
 
@@ -839,7 +884,7 @@ def test_the_best_epoch_is_the_first_that_did_best_on_the_test_set(root, monkeyp
     record = perform(Run("FNet", "quick", recipe))
     assert (record["top1_best"], record["epoch_best"]) == best
     assert (record["loss"], record["train_accuracy"]) == (0.2, 50.0)
-    assert record["seconds_per_epoch"] == 3.5  # the median
+    assert (record["seconds_per_epoch"], record["cpu_seconds"]) == (3.5, 4.0)  # median, sum
     assert [row["epoch"] for row in record["curve"]] == [1, 2, 3, 4]
 
 

@@ -350,7 +350,7 @@ def held_out(dataset: Dataset, images: int) -> Dataset:
 
     Each class has its share; they are no longer trained on. BadInput if none would be left.
     """
-    if images >= len(dataset.train_labels):
+    if whole("images", images) >= len(dataset.train_labels):
         most = len(dataset.train_labels) - 1
         raise BadInput(f"images: expected at most {most} held out, got {images}")
     order = _stratified(dataset.train_labels)

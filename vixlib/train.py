@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vixlib.data import Dataset, augment, normalise
-from vixlib.errors import BadInput, CheckpointError, Diverged, checked, one_of
+from vixlib.errors import BadInput, CheckpointError, Diverged, checked, number, one_of
 from vixlib.layers import Residual
 from vixlib.paths import atomic_write
 
@@ -72,6 +72,8 @@ def fit(
     batch: int = 128,
     lr: float = 1e-3,
     weight_decay: float = 0.01,
+    warm_up: float = 0.0,
+    cosine: bool = False,
     augmented: bool = False,
     precision: str = "float32",
     seed: int = 0,
@@ -82,8 +84,9 @@ def fit(
     losses: list | None = None,
     steps: int | None = None,
 ) -> list[dict] | None:
-    """Train a model in place with AdamW at a constant rate; return its curve, a row an epoch.
+    """Train a model in place with AdamW; return its curve, a row an epoch.
 
+    The rate rises over the share `warm_up` of all steps, is `lr`, and with `cosine` falls to 0.
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
@@ -92,8 +95,8 @@ def fit(
     the last good one. A list `losses` gets the loss of each of the FIRST steps, on the device.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-    state = {"epoch": 0, "step": 0, "seconds": 0.0, "curve": [], "sums": torch.zeros(2)}
-    state["losses"] = []
+    state = {"epoch": 0, "step": 0, "curve": [], "sums": torch.zeros(2), "losses": []}
+    state |= {"seconds": 0.0, "cpu_seconds": 0.0}
     if checkpoint is not None:
         state |= checkpoint.load(model, optimizer) or {}
     if losses is not None:
@@ -120,12 +123,14 @@ def fit(
         finite.fill_(state["step"])
         epoch = f"epoch {state['epoch'] + 1}/{epochs}"
         # at a terminal only; in a log, `report` writes its line an epoch
-        remaining = range(state["step"], math.ceil(count / batch))
+        remaining = range(state["step"], an_epoch)
         for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
             stop_at(deadline)
-            taken = state["epoch"] * math.ceil(count / batch) + step
+            taken = state["epoch"] * an_epoch + step
             if taken == steps:
                 raise TimeUp
+            for group in optimizer.param_groups:
+                group["lr"] = lr * share_of_rate(taken, epochs * an_epoch, warm_up, cosine)
             torch.manual_seed(100_000 * epoch_seed + step)
             chosen = order[step * batch :][:batch]
             loss, correct = learn(model, optimizer, data, chosen, augmented, precision)
@@ -137,23 +142,26 @@ def fit(
             if state["step"] % LOOK == 0:
                 look()
 
+    number("warm_up", warm_up, below=1)
     count = len(data.train_images)
+    an_epoch = math.ceil(count / batch)
     try:
         while state["epoch"] < epochs:
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.process_time()
             try:
                 train_epoch()
             finally:
                 loss, accuracy = (state["sums"] / count).tolist()  # waits for the device, too
                 state["seconds"] += time.monotonic() - began
+                state["cpu_seconds"] += time.process_time() - cpu
                 look()
             top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
             if math.isnan(top1):
                 raise diverged(state["step"])
             row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
-            row |= {"top1": top1, "seconds": state["seconds"]}
+            row |= {"top1": top1} | {name: state[name] for name in ("seconds", "cpu_seconds")}
             state["curve"].append({name: round(value, 4) for name, value in row.items()})
-            state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0}
+            state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0, "cpu_seconds": 0.0}
             state["sums"].zero_()
             report(state["curve"][-1])
             if checkpoint is not None:
@@ -163,6 +171,17 @@ def fit(
             checkpoint.save(model, optimizer, state)
         return None
     return state["curve"]
+
+
+def share_of_rate(step: int, steps: int, warm_up: float, cosine: bool) -> float:
+    """The share of the learning rate in a step from 0: a linear rise, then 1 or half a cosine.
+
+    Loshchilov and Hutter 2017, equation 5, without restarts; Goyal et al. 2017 for the rise.
+    """
+    rise = math.ceil(warm_up * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2 if cosine else 1.0
 
 
 def learn(
@@ -208,8 +227,6 @@ def compile_blocks(model: nn.Module, **options) -> None:
         block.compile(fullgraph=True, dynamic=False, **options)
 
 
-@checked
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: Dataset,
@@ -222,10 +239,29 @@ def evaluate(
 
     Both are NaN where a logit is not finite: it would count as some class.
     """
+    hits = judged(model, data, first, precision=precision, deadline=deadline)
+    top1, top5 = (100 * hits.sum(0) / len(hits)).tolist()
+    return round(top1, 4), round(top5, 4)
+
+
+@checked
+@torch.no_grad()
+def judged(
+    model: nn.Module,
+    data: Dataset,
+    first: int | None = None,
+    *,
+    precision: str = "float32",
+    deadline: float = math.inf,
+) -> Tensor:
+    """Of each (first) test image 1 where its class came first, and among the first five: (n 2).
+
+    NaN for a batch with a logit that is not finite.
+    """
     was_training = model.training
     model.eval()
     images, labels = data.test_images[:first], data.test_labels[:first]
-    hits = torch.zeros(2, device=images.device)
+    hits = []
     try:
         for some, truth in zip(
             images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
@@ -233,12 +269,11 @@ def evaluate(
             stop_at(deadline)
             logits = logits_of(model, normalise(some), data, precision)
             best = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
-            right = torch.stack([best[:, 0].sum(), best.any(1).sum()])
-            hits += torch.where(logits.isfinite().all(), right, math.nan)
+            right = torch.stack([best[:, 0], best.any(1)], 1)
+            hits.append(torch.where(logits.isfinite().all(), right.float(), math.nan))
     finally:
         model.train(was_training)
-    top1, top5 = (100 * hits / len(labels)).tolist()
-    return round(top1, 4), round(top5, 4)
+    return torch.cat(hits)
 
 
 def logits_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -> Tensor:

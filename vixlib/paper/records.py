@@ -1,12 +1,15 @@
 """What became of runs: where their files lie, and their records as a table."""
 
+import base64
 import json
 import math
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from vixlib import paths
@@ -19,7 +22,8 @@ STATUS = *USUAL, "unverified", "diverged"  # of a record
 KNOWN = "read", "trained", "unverified"  # of those whose numbers count
 RESULTS = EQUAL, ROUNDED, DIFFERENT = "equal", "equal to rounding", "different"  # of a replay
 # what may differ between the records of two equal runs
-VOLATILE = {"seconds_per_epoch", "peak_memory_mb", "device", "compiled", "versions", "commit"}
+VOLATILE = {"seconds_per_epoch", "cpu_seconds", "load", "peak_memory_mb", "device", "compiled"}
+VOLATILE |= {"versions", "commit"}
 
 
 class Files(NamedTuple):
@@ -86,6 +90,17 @@ def load(run: Run) -> dict | None:
     elif status == "read" and record.get("code") != code():
         status = "unverified"
     return record | {"status": status}
+
+
+def packed(bits: torch.Tensor) -> str:
+    """Zeros and ones (n), such as which test images were right, as text."""
+    return base64.b85encode(zlib.compress(np.packbits(bits.numpy() > 0).tobytes(), 9)).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The first `count` of what was packed, as zeros and ones."""
+    octets = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
+    return np.unpackbits(octets, count=count)
 
 
 def write(path: Path, record: dict) -> None:

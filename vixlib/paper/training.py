@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from multiprocessing import get_context, parent_process
@@ -25,9 +25,9 @@ from torch import Tensor
 from vixlib import data, measure, paths
 from vixlib.errors import BadInput, CheckpointError, Diverged, checked
 from vixlib.paper.provenance import origin
-from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, write
+from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, write
 from vixlib.paper.runs import Run
-from vixlib.train import FIRST, Checkpoint, autocast, compile_blocks, evaluate, fit
+from vixlib.train import FIRST, Checkpoint, autocast, compile_blocks, fit, judged
 
 
 @checked
@@ -50,25 +50,30 @@ def perform(
     """
     device, losses, s = data.resolve_device(device), [], run.settings
     compiled = device.type == "cuda" if compiled is None else compiled
-    model, dataset, options = _prepared(run, folder, device, compiled)
+    model, dataset, watched, options = _prepared(run, folder, device, compiled)
     made_by = origin(clean=run.profile != "quick" and not dirty)
     identity = f"{run.name} {sorted(s.items())} {made_by['code']}"
     checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
     options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
     try:
-        curve = fit(model, dataset, losses=losses, **options)
+        curve = fit(model, watched, losses=losses, **options)
         if curve is None:
             return None
-        top1, top5 = evaluate(model, dataset, precision=s["precision"])
-        if math.isnan(top1):
+        hits = judged(model, dataset, precision=s["precision"]).cpu().double()
+        if hits.isnan().any():
             steps = math.ceil(len(dataset.train_images) / s["batch"])
             raise Diverged(s["epochs"], steps, s["lr"], curve=curve)
-        known = {"top1": top1, "top5": top5}
+        top1, top5 = (100 * hits.mean(0)).tolist()
+        known = {"top1": round(top1, 4), "top5": round(top5, 4), "right": packed(hits[:, 0])}
     except Diverged as error:
         curve, known = error.curve, {"top1": None, "top5": None, "status": "diverged"}
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
     record = _identity(run, dataset) | made_by | _costs(run, dataset, device)
-    record |= {"compiled": compiled} | known | {"first_losses": _finite(losses)}
+    record |= (
+        {"compiled": compiled, "load": os.getloadavg()[0]}
+        | known
+        | {"first_losses": _finite(losses)}
+    )
     record |= _of_curve(curve, "status" in known, s["best_on_test"])
     _write(run, record, model, dataset.classes)
     if "status" not in record:  # else the checkpoint stays, the last good state
@@ -78,15 +83,23 @@ def perform(
 
 def _prepared(
     run: Run, folder: str | Path | None, device: torch.device, compiled: bool
-) -> tuple[torch.nn.Module, data.Dataset, dict]:
-    """A run's untrained model, its data and how they are trained: options of fit."""
+) -> tuple[torch.nn.Module, data.Dataset, data.Dataset, dict]:
+    """A run's untrained model, its data, what training sees of them, and options of fit.
+
+    Where images are held out for validation, training sees them as its test images.
+    """
     s, model = run.settings, run.build().to(device)
     if compiled:
         compile_blocks(model)
     dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
-    options = {key: s[key] for key in ("epochs", "batch", "lr", "weight_decay", "augmented")}
-    options |= {"precision": s["precision"], "seed": run.seed, "watch": s["watch_images"]}
-    return model, data.subset(dataset, train=s["train_images"]), options
+    held = s["validation_images"]
+    watched = data.held_out(dataset, held) if held else dataset
+    watched = data.subset(watched, train=s["train_images"], seed=run.seed)
+    tested = {part: getattr(dataset, part) for part in ("test_images", "test_labels")}
+    names = "epochs", "batch", "lr", "weight_decay", "warm_up", "cosine", "augmented", "precision"
+    options = {name: s[name] for name in names}
+    options |= {"seed": run.seed, "watch": s["watch_images"]}
+    return model, replace(watched, **tested), watched, options
 
 
 def replay(
@@ -94,10 +107,10 @@ def replay(
 ) -> tuple[list[float], list[dict]]:
     """Losses of a run's FIRST steps, trained again, or of its `whole` first epoch, with its row."""
     device, losses = data.resolve_device(device), []
-    model, dataset, options = _prepared(run, folder, device, device.type == "cuda")
+    model, _, watched, options = _prepared(run, folder, device, device.type == "cuda")
     options |= {"epochs": 1} if whole else {"steps": FIRST}
     try:
-        curve = fit(model, dataset, losses=losses, **options)
+        curve = fit(model, watched, losses=losses, **options)
     except Diverged as error:
         curve = error.curve
     return _finite(losses), curve or []
@@ -121,12 +134,15 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
 def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
     """Columns of a record: what its model costs, and where."""
     model = run.build()
-    threads = f"CPU, {torch.get_num_threads()} thread(s): " if device.type == "cpu" else ""
+    name = measure.device_name(device)
+    if device.type == "cpu":
+        units = torch.backends.cpu.get_cpu_capability()  # which products it has
+        name = f"CPU, {torch.get_num_threads()} thread(s): {name}, {units}"
     return {
         "parameters": measure.parameters(model),
         "flops": measure.flops(run.build, (1, 3, *model.size)),
         "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
-        "device": threads + measure.device_name(device),
+        "device": name,
     }
 
 
@@ -134,14 +150,15 @@ def _of_curve(curve: list[dict], diverged: bool, best_on_test: bool) -> dict:
     """Columns of a record: how the training went; of one that diverged, no last epoch."""
     last = {} if diverged else curve[-1]
     best = max(curve, key=lambda row: row["top1"]) if best_on_test and last else {}
-    seconds = [row["seconds"] for row in curve]
+    seconds, cpu = ([row[name] for row in curve] for name in ("seconds", "cpu_seconds"))
     return {
         "top1_best": best.get("top1"),
         "epoch_best": best.get("epoch"),
         "train_accuracy": last.get("train_accuracy"),
         "loss": last.get("loss"),
         "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
-        "curve": [{k: v for k, v in row.items() if k != "seconds"} for row in curve],
+        "cpu_seconds": round(sum(cpu), 1),
+        "curve": [{k: v for k, v in row.items() if "seconds" not in k} for row in curve],
     }
 
 

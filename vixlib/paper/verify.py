@@ -24,12 +24,15 @@ def rebuilt(path: Path) -> tuple[Run, dict]:
     """The run of a record, and the record; RecordError where today's code has no such run."""
     try:
         record = json.loads(path.read_text())
-        names = re.findall(r"(\w+)=", record["overrides"])
+        names = re.findall(r"([\w.]+)=", record["overrides"])
         who = (record[key] for key in ("system", "profile", "recipe", "seed"))
         run = Run(*who, tuple((name, record[name]) for name in names))
         today = json.loads(json.dumps({"name": run.name} | run.settings))
         for name, value in today.items():
-            if value not in (None, record[name]):  # None: all that the dataset has
+            if value not in (
+                None,
+                record.get(name, value),
+            ):  # None: all; younger settings are not there
                 raise ValueError(f"{name} was {record[name]}, is {value}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"cannot replay {path}: {error}") from error
