@@ -511,6 +511,7 @@ def test_the_p_of_a_claim_is_against_its_margin(seed, size, margin):
         (("not resolved", "not resolved"), "not resolved"),
         (("holds", "does not hold"), "depends on the budget"),
         (("holds", "not resolved"), "depends on the budget"),
+        (("does not hold", "not resolved"), "depends on the budget"),
         (("holds", "not tested yet"), "not tested yet"),
         (("holds", "holds", "does not hold"), "depends on the budget"),
     ],
@@ -551,6 +552,10 @@ BAD = [
         r"cells missing: rotary patch linformer \(seed 1\), rotary convolution .* \(seed 1\)$",
     ),
     (lambda: study(FRAME.assign(top1=FRAME["top1"].mask(LINFORMER))), r"missing: .*seed 1\)$"),
+    (
+        lambda: study(FRAME.assign(top1=None)),
+        r"missing: learned patch softmax \(seed 0\).* 28 more",
+    ),
     (lambda: study(FRAME[~LINFORMER & ~A_SEED]), r"missing: rotary patch linformer \(seed 0\)"),
     (lambda: study(FRAME[:4]), r"missing: .* and 8 more$"),
     (

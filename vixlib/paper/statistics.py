@@ -149,7 +149,7 @@ def _cells(frame: pd.DataFrame, response: str, levels: Sequence, names: Sequence
     """The response by the levels of each name; BadInput names what is missing or doubled."""
     seen = {cell: [] for cell in itertools.product(*levels)}
     for *cell, value in frame[[*names, response]].itertuples(index=False, name=None):
-        seen[tuple(cell)] += [] if math.isnan(value) else [value]
+        seen[tuple(cell)] += [] if pd.isna(value) else [value]
     missing = [cell for cell, values in seen.items() if not values]
     for what, cells in (("missing", missing), ("twice", [c for c in seen if len(seen[c]) > 1])):
         if cells:
