@@ -13,6 +13,7 @@ import torch
 from small import images, random, randomise
 from torch import Tensor, nn
 from torch.autograd import grad
+from torchvision.models import resnet
 
 from vixlib import attention, build, fused, layers, list_systems
 from vixlib.attention import Grid
@@ -238,34 +239,46 @@ def package(name: str, extra: str = "twins") -> object:
     return pytest.importorskip(name, reason=f"{name}: pip install '.[{extra}]'")
 
 
-def gradient(tensor: Tensor) -> Tensor | None:
-    return tensor.grad if isinstance(tensor, nn.Parameter) else None
-
-
 def own(of: Of, modules: dict[str, nn.Module]) -> Named:
-    """Weights and biases of modules, after a name of ours for each."""
-    return {f"{n}.{key}": of(p) for n, m in modules.items() for key, p in m.named_parameters()}
+    """Weights, biases and statistics of modules, after a name of ours for each."""
+    return {
+        f"{name}.{key}": of(tensor)
+        for name, module in modules.items()
+        for key, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.ndim
+    }
 
 
-def beside(ours: nn.Module, twin: nn.Module, named: Callable[..., Named], x: Tensor) -> None:
-    """Our weights are poured into a twin's; then scores and gradients have to be the same."""
+def beside(
+    ours: nn.Module,
+    twin: nn.Module,
+    named: Callable[[nn.Module, Of], Named],
+    x: Tensor,
+    training: bool = False,
+) -> None:
+    """Our weights are poured into a twin's; then scores, gradients and statistics are the same."""
     randomise(ours)
-    held, twin = dict(ours.named_parameters()) | dict(ours.named_buffers()), twin.eval()
+    held, twin = dict(ours.named_parameters()) | dict(ours.named_buffers()), twin.train(training)
     places = named(twin, lambda tensor: tensor.detach())
     assert {name for name, p in ours.named_parameters() if p.numel()} <= places.keys()
     for name, place in places.items():
         place.copy_(held[name].detach())
-    seen, x = outcome(ours, x), x.clone().requires_grad_()
+    seen, x = outcome(ours, x, training), x.clone().requires_grad_()
     torch.manual_seed(2)
     out = twin(x)
     out.backward(torch.randn_like(out))
-    grads = {f"d {name}": g for name, g in named(twin, gradient).items() if g is not None}
-    hold(seen, {"out": out, "d x": x.grad, **grads})
+    expected = {"out": out, "d x": x.grad}
+    for name, tensor in named(twin, lambda t: t.grad if isinstance(t, nn.Parameter) else t).items():
+        kind = "" if "running" in name else "d "
+        expected |= {} if name.endswith("directions") else {kind + name: tensor}
+    hold(seen, expected)
 
 
-def linear_maps(twin: nn.Module, of: Of, qkv: nn.Linear, name: str = "") -> Named:
+def linear_maps(of: Of, qkv: nn.Linear, name: str = "") -> Named:
     """Queries, keys and values that are one matrix."""
-    return {f"{name}{part}.weight": w for part, w in zip("qkv", of(qkv.weight).chunk(3), strict=True)}
+    return {
+        f"{name}{part}.weight": w for part, w in zip("qkv", of(qkv.weight).chunk(3), strict=True)
+    }
 
 
 def of_positions(table: Tensor, rows: int, columns: int) -> Named:
@@ -290,7 +303,7 @@ def from_vit_pytorch(twin: nn.Module, of: Of, grid: tuple[int, int]) -> Named:
     named["embedding.bias"] = of(patches.bias)
     for i, (first, second) in enumerate(body.layers):
         one, two = f"blocks.{2 * i}", f"blocks.{2 * i + 1}"
-        named |= linear_maps(twin, of, first.to_qkv, f"{one}.1.")
+        named |= linear_maps(of, first.to_qkv, f"{one}.1.")
         named |= own(of, {f"{one}.0": first.norm, f"{one}.1.out": first.to_out[0]})
         named |= own(of, {f"{two}.0": second.net[0], f"{two}.1.0": second.net[1]})
         named |= own(of, {f"{two}.1.2": second.net[4]})
@@ -308,7 +321,7 @@ def from_timm_vit(twin: nn.Module, of: Of, grid: tuple[int, int]) -> Named:
     named |= own(of, {"embedding": twin.patch_embed.proj})
     for i, block in enumerate(twin.blocks):
         one, two = f"blocks.{2 * i}", f"blocks.{2 * i + 1}"
-        named |= linear_maps(twin, of, block.attn.qkv, f"{one}.1.")
+        named |= linear_maps(of, block.attn.qkv, f"{one}.1.")
         named |= own(of, {f"{one}.0": block.norm1, f"{one}.1.out": block.attn.proj})
         named |= own(of, {f"{two}.0": block.norm2, f"{two}.1.0": block.mlp.fc1})
         named |= own(of, {f"{two}.1.2": block.mlp.fc2})
@@ -322,7 +335,9 @@ VITS = {"vit-pytorch": (vit_pytorch, from_vit_pytorch), "timm": (timm_vit, from_
 @pytest.mark.parametrize("twin", VITS)
 def test_vit_is_that_of_the_packages(twin, size, patch):
     make, named = VITS[twin]
-    ours = build("ViT", image_size=size, patch_size=patch, num_classes=5, dim=24, depth=2, dim_head=8)
+    ours = build(
+        "ViT", image_size=size, patch_size=patch, num_classes=5, dim=24, depth=2, dim_head=8
+    )
     grid = size[0] // patch, size[1] // patch
     beside(ours.double(), make(size, patch).double(), partial(named, grid=grid), images(*size))
 
@@ -357,21 +372,22 @@ def test_fnet_mixes_as_transformers_does(form, shape):
 def test_convmixer_is_timms(training):
     twin = package("timm.models.convmixer").ConvMixer(12, 2, 5, 2, num_classes=5).double()
     ours = build("ConvMixer-256/8", image_size=WIDE, num_classes=5, dim=12, depth=2).double()
-    randomise(ours)
-    twin.load_state_dict(dict(zip(twin.state_dict(), ours.state_dict().values(), strict=True)))
-    names = dict(zip(twin.state_dict(), ours.state_dict(), strict=True))
-    x = images(*WIDE)
-    expected = outcome(twin, x, training)
-    under_our_names = {
-        key[:2] * key.startswith("d ") + names.get(key.removeprefix("d "), key.removeprefix("d ")): t
-        for key, t in expected.items()
-    }
-    hold(outcome(ours, x, training), under_our_names)
+
+    def named(twin: nn.Module, of: Of) -> Named:
+        parts = {"0": twin.stem[0], "2": twin.stem[2], "9": twin.head}
+        for i, (around, *pointwise) in enumerate(twin.blocks):
+            depthwise, at = around.fn, 3 + 2 * i
+            parts |= {f"{at}.0": depthwise[0], f"{at}.2": depthwise[2]}
+            parts |= {f"{at + 1}.0": pointwise[0], f"{at + 1}.2": pointwise[2]}
+        return own(of, {f"layers.{name}": part for name, part in parts.items()})
+
+    beside(ours, twin, named, images(*WIDE), training)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize(("before", "dim", "stride"), [(6, 9, 2), (6, 6, 1), (4, 7, 1)])
-def test_a_pair_of_a_resnet_is_torchvisions(before, dim, stride):
-    """Around a shortcut of our own: torchvision has that of option B."""
+def test_a_pair_of_a_resnet_is_torchvisions(before, dim, stride, training):
+    """Around a shortcut written here: torchvision has that of option B."""
 
     def option_a(x: Tensor) -> Tensor:
         few = x[:, :, ::stride, ::stride]
@@ -382,18 +398,15 @@ def test_a_pair_of_a_resnet_is_torchvisions(before, dim, stride):
 
     def named(twin: nn.Module, of: Of) -> Named:
         parts = {"0": twin.conv1, "1": twin.bn1, "3": twin.conv2, "4": twin.bn2}
-        named = own(of, {f"layers.{name}": part for name, part in parts.items()})
-        statistics = {
-            f"layers.{name}.{key}": of(b)
-            for name, part in parts.items()
-            for key, b in part.named_buffers()
-        }
-        return named | statistics
+        return own(of, {f"layers.{name}": part for name, part in parts.items()})
 
-    beside(ours, twin, named, random(3, before, 7, 10))
+    beside(ours, twin, named, random(3, before, 7, 10), training)
 
 
 # --- packages that only `make bench` brings: the plain functions above stand in where they are not
+
+
+RELEASED = "vision_xformer.vision_performer"  # the authors' own
 
 
 def square(tokens: int) -> tuple[int, int, int]:
@@ -411,7 +424,10 @@ def test_linformer_is_the_packages(options, form, tokens):
         DIM, tokens, k=rank, heads=HEADS, dim_head=DIM // HEADS, **options
     )
     twin.proj_v = twin.proj_k
-    own_options = {"shared": "share_kv" in options, "kv_heads": 1 if "one_kv_head" in options else None}
+    own_options = {
+        "shared": "share_kv" in options,
+        "kv_heads": 1 if "one_kv_head" in options else None,
+    }
     grid = square(tokens)
     ours = layer(form, "Linformer", grid, rank=rank, **own_options)
 
@@ -427,30 +443,30 @@ def test_linformer_is_the_packages(options, form, tokens):
 
 @pytest.mark.parametrize("tokens", [17, 65, 197, 1025])
 @pytest.mark.parametrize("form", MODULES)
-@pytest.mark.parametrize("case", ["as released", "without its constant"])
-def test_performer_is_the_packages(case, form, tokens, monkeypatch):
-    """Theirs adds 1e-4 to features and scales the keys of a head by their maximum.
+@pytest.mark.parametrize("peer", ["performer_pytorch.performer_pytorch", RELEASED])
+def test_performer_is_the_packages(peer, form, tokens, monkeypatch):
+    """As released: a constant, and one maximum of all keys, through which gradients pass, too.
 
-    `batch_wide` does so, too, but for all heads: the same where there is one, and one sample.
+    performer-pytorch has a maximum for each head and lets none pass: equal without the constant.
     """
-    performer = package("performer_pytorch.performer_pytorch", "benchmarks")
-    released = case == "as released"
+    module, released = package(peer, "benchmarks"), peer == RELEASED
     if not released:
-        monkeypatch.setitem(performer.softmax_kernel.__kwdefaults__, "eps", 0.0)
-    heads = 1 if released else HEADS
-    sizes = {"heads": heads, "dim_head": DIM // heads, "qkv_bias": True}
-    twin = performer.SelfAttention(DIM, **sizes).double()
-    ours = layer(form, "Performer", square(tokens), heads=heads, batch_wide=released)
+        monkeypatch.setitem(module.softmax_kernel.__kwdefaults__, "eps", 0.0)
+    sizes = {"heads": HEADS, "dim_head": DIM // HEADS, "qkv_bias": True}
+    twin = module.SelfAttention(DIM, **sizes).double()
+    ours = layer(form, "Performer", square(tokens), batch_wide=released)
 
     def named(twin: nn.Module, of: Of) -> Named:
         directions = twin.fast_attention.projection_matrix
         parts = {name: getattr(twin, f"to_{name}") for name in ("q", "k", "v", "out")}
         return own(of, parts) | {"mechanism.directions": of(directions)}
 
-    beside(ours, twin, named, random(1, tokens, DIM))
+    beside(ours, twin, named, random(2 if released else 1, tokens, DIM))
 
 
-@pytest.mark.parametrize(("tokens", "landmarks"), [(17, 17), (65, 5), (65, 13), (197, 1), (1025, 41)])
+@pytest.mark.parametrize(
+    ("tokens", "landmarks"), [(17, 17), (65, 5), (65, 13), (197, 1), (1025, 41)]
+)
 @pytest.mark.parametrize("form", MODULES)
 @pytest.mark.parametrize("heads", [1, 2])
 def test_nystrom_is_the_packages(heads, form, tokens, landmarks):
@@ -466,7 +482,7 @@ def test_nystrom_is_the_packages(heads, form, tokens, landmarks):
     ours = layer(form, "Nystrom", square(tokens), heads=heads, **options)
 
     def named(twin: nn.Module, of: Of) -> Named:
-        named = linear_maps(twin, of, twin.to_qkv) | own(of, {"out": twin.to_out[0]})
+        named = linear_maps(of, twin.to_qkv) | own(of, {"out": twin.to_out[0]})
         return named | {"mechanism.residual.weight": of(twin.res_conv.weight)}
 
     beside(ours, twin, named, random(1, tokens, DIM))
@@ -476,12 +492,18 @@ def test_nystrom_is_the_packages(heads, form, tokens, landmarks):
 
 
 @pytest.mark.parametrize("name", ["LeViT", "LeViL", "LeViP", "LeViN"])
-def test_levits_norms_begin_as_the_paper_says(name):
-    """At zero where a branch is added, else at one. Graham et al. 2021, section 4.3."""
-    _, options, sizes = reading(name)
-    model = build(name, image_size=WIDE, **sizes)
-    adding = {f"{n}.2.1.weight" for n, m in model.blocks.named_children() if len(m) == 3}
-    print(adding)
+def test_levits_norms_begin_at_zero_where_a_branch_is_added(name):
+    """All others at one, also those of attention that shrinks. Graham et al. 2021, section 4.4."""
+    model = build(name, image_size=WIDE, **reading(name)[2])
+    attention = ["0.0", "4.0", "8.0", "10.0"]  # of a block of each stage, of two in the last
+    mlps = ["1", "3", "5", "7", "9", "11"]  # 2 and 6 shrink
+    closed = {f"blocks.{i}.out.1.1.weight" for i in attention}
+    closed |= {f"blocks.{i}.2.1.weight" for i in mlps}
+    gains = {n: p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 1}
+    assert closed < gains.keys()
+    assert {n: p.unique().tolist() for n, p in gains.items()} == {
+        n: [float(n not in closed)] for n in gains
+    }
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
