@@ -187,10 +187,10 @@ def nystrom(w: Weights, head: int, q, k, v, grids, kept: int, bias: Bias = no_bi
     inverse = pseudo_inverse(matrix(q, k, few, few))
     out = matrix(q, k, all_of, few) @ (inverse @ (matrix(q, k, few, all_of) @ v))
     if grids[0] == grids[1]:
-        kernel = w["residual.weight"][head].flatten()
-        side, m = len(kernel) // 2, v.shape[1]
-        padded = F.pad(v, (0, 0, side, side))
-        out = out + sum(kernel[j] * padded[:, j : j + m] for j in range(len(kernel)))
+        kernel, m = w["residual.weight"][head].flatten(), v.shape[1]
+        assert len(kernel) == 33
+        padded = F.pad(v, (0, 0, 16, 16))
+        out = out + sum(kernel[j] * padded[:, j : j + m] for j in range(33))
     return out
 
 
@@ -450,7 +450,7 @@ def cct(
 
 
 def convolutional_attention(
-    x: Tensor, w: Weights, grid: Grid, keys: Grid, heads: int, mix: Mix, kept: int
+    x: Tensor, w: Weights, grid: Grid, heads: int, mix: Mix, kept: int, keys: Grid, stride: int
 ) -> Tensor:
     """Wu et al. 2021, equation 2; CLS goes around convolutions; scores over the root of dim."""
     (rows, columns, before), dim = grid, x.shape[-1]
@@ -462,7 +462,7 @@ def convolutional_attention(
         image = batch_norm(image, part.at("depthwise", 1), 1)
         return linear(torch.cat([x[:, :before], raster(image)], 1), part.at("linear"))
 
-    q, k, v = projected("q", 1), projected("k", 2), projected("v", 2)
+    q, k, v = projected("q", 1), projected("k", stride), projected("v", stride)
     d, out = dim // heads, []
     for head in range(heads):
         at = slice(head * d, head * d + d)
@@ -480,6 +480,7 @@ def cvt(
     kernels: Sequence[int],
     heads: Sequence[int],
     depths: Sequence[int],
+    kv_stride: int = 2,
     released: bool = False,
 ) -> Tensor:
     """Wu et al. 2021, section 3; as released without convolutions in attention, CLS, last norm."""
@@ -492,14 +493,16 @@ def cvt(
         before = int(i == last and not released)
         if before:
             x = torch.cat([w["cls"].expand(len(x), 1, -1), x], 1)
-        grid, keys = (rows, columns, before), (-(-rows // 2), -(-columns // 2), before)
-        grids = (grid,) if released else (grid, keys)
-        attention = self_attention if released else convolutional_attention
-        mix = chosen(MIXES[mixer], grid, grids[-1])
+        grid, attention = (rows, columns, before), self_attention
+        mix = chosen(MIXES[mixer], grid, grid)
+        if not released:
+            keys = -(-rows // kv_stride), -(-columns // kv_stride), before
+            mix = *chosen(MIXES[mixer], grid, keys), keys, kv_stride
+            attention = convolutional_attention
         for j in range(depths[i]):
             first, second = (w.at("stages", i, 2 * j + half) for half in range(2))
             y = layer_norm(x, first.at(0))
-            x = x + attention(y, first.at(1), *grids, heads[i], *mix)
+            x = x + attention(y, first.at(1), grid, heads[i], *mix)
             x = x + mlp(layer_norm(x, second.at(0)), second.at(1))
         if i < last:
             x = image_of(x, rows, columns)

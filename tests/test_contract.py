@@ -72,6 +72,17 @@ def drawing(amount: float, saved: bool) -> type[Mechanism]:
     return Drawing
 
 
+class Mapped(Softmax):
+    """Of the precision that its inputs have, and no other."""
+
+    def __init__(self, heads: int, dim_head: int, queries: Grid, keys: Grid):
+        super().__init__(heads, dim_head, queries, keys)
+        self.map = nn.Linear(dim_head, dim_head)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().mix(q, self.map(k), v)
+
+
 class Shy(Softmax):
     """One query short when it is first asked, where nothing else is asked for."""
 
@@ -196,6 +207,7 @@ SOUND = {
     ),
     "a gain": gained(lambda gain: gain),
     "a gain, and a parameter without entries": gained(lambda gain: gain, none=torch.ones(0)),
+    "a linear map of its own": Mapped,
     "a number that is saved": drawing(1.0, saved=True),
 }
 

@@ -13,7 +13,6 @@ import torch
 from small import images, random, randomise
 from torch import Tensor, nn
 from torch.autograd import grad
-from torchvision.models import resnet
 
 from vixlib import attention, build, fused, layers, list_systems
 from vixlib.attention import Grid
@@ -138,6 +137,8 @@ VARIANTS = {  # what both are told otherwise than above
     "CCT, one block": ("CCT", (16, 12), {"depth": 1, "stem": (1, 2)}, {}),
     "CvN, its own strides": ("CvN", (48, 80), {"strides": (4, 2, 1), "kernels": (7, 3, 3)}, {}),
     "CvL, odd sides": ("CvL", (26, 22), {"strides": (2, 1, 1)}, {}),
+    "CvN, keys at every place": ("CvN", WIDE, {"kv_stride": 1}, {}),
+    "CvT, keys at every third": ("CvT", (26, 22), {"kv_stride": 3, "strides": (2, 1, 1)}, {}),
     "ResNet, odd sides": ("ResNet-20", (13, 9), {}, {}),
     "ConvMixer, odd sides": ("ConvMixer-256/8", (15, 9), {"patch_size": 3}, {"patch": 3}),
 }
@@ -200,6 +201,7 @@ def test_each_mechanism_in_its_layer(name, form, tokens):
 CROSSED = {  # queries, keys
     "as many tokens on other grids": ((4, 16, 0), (8, 8, 0)),
     "as many tokens, one of them CLS": ((8, 8, 0), (9, 7, 1)),
+    "one grid, CLS a key only": ((8, 9, 0), (8, 9, 1)),
     "rows for columns": ((6, 12, 0), (12, 6, 0)),
     "one grid": ((8, 9, 0), (8, 9, 0)),
     "one grid and CLS": ((8, 9, 1), (8, 9, 1)),
@@ -394,6 +396,7 @@ def test_a_pair_of_a_resnet_is_torchvisions(before, dim, stride, training):
         return torch.cat([few, torch.zeros(len(x), dim - before, *few.shape[2:])], 1)
 
     ours = ResidualPair(before, dim, stride).double()
+    resnet = package("torchvision.models.resnet")
     twin = resnet.BasicBlock(before, dim, stride, downsample=option_a).double()
 
     def named(twin: nn.Module, of: Of) -> Named:
