@@ -1,5 +1,7 @@
 """Small models of every system for 16 x 16 images: 64 tokens, the fewest with their mechanism."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -42,3 +44,24 @@ def images(*size: int, batch: int = 4, dtype: torch.dtype = torch.float64) -> Te
 def random(*shape: int, **options) -> Tensor:
     """Noise in float64."""
     return torch.randn(shape, dtype=torch.float64, **options)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Draws everything that a model holds, also what starts as zero or one; q and k four times.
+
+    At random initialisation, a bias that is transposed or a norm's other epsilon moves scores by
+    1e-5 only.
+    """
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif name.endswith("weight") and tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("weight"):
+            larger = 4 if tensor.ndim == 2 and re.search(r"\.[qk]\.|^[qk]\.", name) else 1
+            tensor.normal_(std=larger * tensor[0].numel() ** -0.5)
+        elif name.endswith("table"):
+            tensor.normal_(std=2)
+        elif tensor.ndim:  # biases, means, CLS, directions, Linformer's projection
+            tensor.normal_(std=0.3)

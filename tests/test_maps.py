@@ -120,6 +120,18 @@ def test_shares_move_with_their_place():
     there = moved(share, Grid(4, 6, 1), Grid(8, 12))
     assert torch.allclose(there.sum(-1), share[..., 1:].sum(-1))  # CLS was not there before
     assert torch.allclose(moved(there, Grid(8, 12), Grid(4, 6)), share[..., 1:])
+    fewer = share[..., 1:].unflatten(-1, (2, 2, 3, 2)).sum((-3, -1)).flatten(-2)
+    assert torch.allclose(moved(share[..., 1:], Grid(4, 6), Grid(2, 3)), fewer)
+
+
+def test_fewer_queries_are_no_places_of_their_own():
+    """LeViT shrinks without a shortcut: what a query drew stays where it was, nothing beside."""
+    drawn = torch.zeros(1, 1, 6, 24)
+    drawn[..., 2 * 6 + 5] = 1  # place (2, 5) of 4 x 6
+    seen = rollout([layer(drawn, Grid(2, 3), Grid(4, 6))], query=(0, 0))[0]
+    expected = torch.zeros(8, 12)
+    expected[4:6, 10:] = 1 / 4
+    assert torch.allclose(seen, expected)
 
 
 @pytest.mark.parametrize(

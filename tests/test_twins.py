@@ -5,14 +5,14 @@ initialisation a host whose bias is transposed, or whose norms divide by another
 (its logits differ by 1e-5). `MUTANTS` are such mistakes, and each of them must be seen.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import pytest
 import torch
+from small import images, random, randomise
 from torch import Tensor, nn
 
 from vixlib import measure  # before the twins: lets torchvision be imported beside a CPU torch
@@ -31,7 +31,7 @@ class Host(NamedTuple):
     twin: Callable[[], nn.Module]
     in_our_order: Callable[[nn.Module], Iterator[Tensor]]
     ours: Callable[[], nn.Module]
-    parameters: int
+    parameters: int | None = None
 
 
 def package(name: str) -> object:
@@ -101,11 +101,11 @@ def vit_pytorch_cct(name: str, convolutions: int) -> Callable[[], nn.Module]:
     return lambda: getattr(package("vit_pytorch.cct"), name)(**sizes, **learned)
 
 
-def from_vit_pytorch(twin: nn.Module) -> Iterator[Tensor]:
+def from_vit_pytorch(twin: nn.Module, rows: int) -> Iterator[Tensor]:
     """Queries, keys and values are one matrix; positions are tokens, ours an image."""
-    body, side = twin.classifier, int(twin.classifier.sequence_length**0.5)
+    body = twin.classifier
     yield from tensors(twin.tokenizer)
-    yield body.positional_emb[0].mT.unflatten(1, (side, side))
+    yield body.positional_emb[0].mT.unflatten(1, (rows, -1))
     for block in body.blocks:
         yield from tensors(block.pre_norm)
         yield from block.self_attn.qkv.weight.chunk(3)
@@ -143,38 +143,87 @@ HOSTS = {
     ),
     "CCT-2/3x2": Host(
         vit_pytorch_cct("cct_2", 2),
-        from_vit_pytorch,
+        partial(from_vit_pytorch, rows=8),
         lambda: CCX(stem=(1, 1), pool=2, dim=128, depth=2, dim_head=64, mlp_ratio=1),
         283_723,
     ),
     "CCT-7/3x1": Host(
         vit_pytorch_cct("cct_7", 1),
-        from_vit_pytorch,
+        partial(from_vit_pytorch, rows=16),
         lambda: CCX(stem=(1,), pool=2, dim=256, depth=7, dim_head=64, mlp_ratio=2),
         3_760_139,
+    ),
+}
+
+
+def small_levit() -> nn.Module:
+    sizes = {"embed_dim": (32, 48, 64), "num_heads": (2, 3, 4), "depth": (1, 1, 2), "key_dim": 16}
+    return package("timm.models.levit").Levit(img_size=(96, 176), num_classes=7, **sizes)
+
+
+def small_cvt() -> nn.Module:
+    transformers = package("transformers")
+    sizes = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]}
+    config = transformers.CvtConfig(num_labels=7, drop_path_rate=[0.0] * 3, **sizes)
+    return transformers.CvtForImageClassification(config)
+
+
+def small_cct() -> nn.Module:
+    sizes = {"embedding_dim": 64, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2}
+    sizes |= {"kernel_size": 3, "stride": 1, "padding": 1, "n_conv_layers": 2}
+    without = {"attention_dropout": 0.0, "stochastic_depth_rate": 0.0}
+    sizes |= {"positional_embedding": "learnable", "img_size": (23, 36), "num_classes": 7}
+    return package("vit_pytorch.cct").CCT(**sizes, **without)
+
+
+RECTANGLES = {  # small ones, for images whose sides differ, in every stage
+    "LeViT": Host(
+        small_levit,
+        from_timm,
+        lambda: LeViX(
+            image_size=(96, 176),
+            num_classes=7,
+            stem=(2, 2, 2, 2),
+            widths=(32, 48, 64),
+            heads=(2, 3, 4),
+            depths=(1, 1, 2),
+        ),
+    ),
+    "CvT": Host(
+        small_cvt,
+        from_transformers,
+        lambda: CvX(
+            image_size=(64, 100),
+            num_classes=7,
+            strides=(4, 2, 2),
+            kernels=(7, 3, 3),
+            widths=(16, 32, 64),
+            heads=(1, 2, 4),
+            depths=(1, 2, 3),
+        ),
+    ),
+    "CCT": Host(
+        small_cct,
+        partial(from_vit_pytorch, rows=6),
+        lambda: CCX(
+            image_size=(23, 36),
+            num_classes=7,
+            stem=(1, 1),
+            pool=2,
+            dim=64,
+            depth=2,
+            mlp_ratio=2,
+            drop_path=0.0,
+        ),
     ),
 }
 
 # --- the comparison ------------------------------------------------------------------------------
 
 
-def randomise(ours: nn.Module) -> None:
-    """Draws everything that a model holds, also what starts as zero or one; q and k four times."""
-    for name, tensor in ours.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif name.endswith("weight") and tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.5)
-        elif name.endswith("weight"):
-            larger = 4 if tensor.ndim == 2 and re.search(r"\.[qk]\.", name) else 1
-            tensor.normal_(std=larger * tensor[0].numel() ** -0.5)
-        elif tensor.ndim:  # biases, means, positions, CLS
-            tensor.normal_(std=0.3)
-
-
 def pour(ours: nn.Module, into: Iterable[Tensor]) -> None:
     """Copies our weights, in order, into a twin's; there the axis of heads may be apart."""
-    for mine, theirs in zip((t for t in tensors(ours) if t.numel()), into, strict=True):
+    for mine, theirs in zip(held(ours), into, strict=True):
         assert theirs.flatten(0, theirs.ndim - mine.ndim).shape == mine.shape
         theirs.copy_(mine.view(theirs.shape))
 
@@ -207,9 +256,9 @@ def pair():
             twin, ours = host.twin().double().eval(), host.ours().double().eval()
             randomise(ours)
             pour(ours, host.in_our_order(twin))
-            images = torch.randn(2, 3, *ours.size, dtype=torch.float64)
-        scores = twin(images)
-        return Pair(ours, measure.parameters(twin), images, getattr(scores, "logits", scores))
+            x = images(*ours.size, batch=2)
+        scores = twin(x)
+        return Pair(ours, measure.parameters(twin), x, getattr(scores, "logits", scores))
 
     return make
 
@@ -223,6 +272,41 @@ def test_same_size(pair, name):
 @pytest.mark.parametrize("name", HOSTS)
 def test_same_scores(pair, name):
     assert pair(name).distance(pair(name).ours) <= TOLERANCE
+
+
+def held(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in tensors(model) if tensor.numel()]
+
+
+def step(model: nn.Module, in_our_order: Callable, x: Tensor, towards: Tensor) -> list[Tensor]:
+    """Scores, gradient of the images, then a gradient or a statistic for each of our tensors."""
+    x = x.clone().requires_grad_()
+    scores = model(x)
+    scores = getattr(scores, "logits", scores)
+    scores.backward(towards)
+    for parameter in model.parameters():
+        without = torch.zeros_like(parameter)
+        parameter.data = without if parameter.grad is None else parameter.grad
+    return [scores.detach(), x.grad, *in_our_order(model)]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", RECTANGLES)
+def test_same_gradients_and_statistics_for_rectangles(name, training):
+    """In training, norms are by the batch, which goes into what they keep."""
+    host = RECTANGLES[name]
+    twin, ours = (model().double().train(training) for model in (host.twin, host.ours))
+    randomise(ours)
+    with torch.no_grad():
+        pour(ours, host.in_our_order(twin))
+    x, towards = images(*ours.size, batch=3), random(3, 7)
+    assert measure.parameters(ours) == measure.parameters(twin)
+    expected = step(twin, host.in_our_order, x, towards)
+    seen = step(ours, held, x, towards)
+    most = max(tensor.abs().max() for tensor in expected[2:])
+    for mine, theirs in zip(seen, expected, strict=True):
+        far = (mine - theirs.reshape(mine.shape)).abs().max()
+        assert far <= TOLERANCE * max(theirs.abs().max(), most / 1000)
 
 
 # --- the comparison itself -----------------------------------------------------------------------

@@ -21,6 +21,8 @@ TESTS = tuple(  # the quickest first
         "attention",
         "textbook",
         "layers",
+        "wiring",
+        "contract",
         "maps",
         "models",
         "gradients",

@@ -84,10 +84,15 @@ def _finite(mechanism):
 
 def _alone(mechanism):
     made = _make(mechanism)
-    q, k, v = _qkv(made)
-    alone = made(q[:1], k[:1], v[:1])
-    loud = [torch.cat([t[:1], 1e3 * t[1:]]) for t in (q, k, v)]
-    return _close(max(_far(made(*some)[:1], alone) for some in ((q, k, v), loud)), 1e-10)
+    qkv = _qkv(made)
+    alone, beside = [], []
+    for i in range(len(qkv[0])):
+        others = torch.full((len(qkv[0]), 1, 1, 1), 1e3)
+        others[i] = 1
+        loud = [t * others for t in qkv]
+        alone += 2 * [made(*(t[i : i + 1] for t in qkv))]
+        beside += [made(*some)[i : i + 1] for some in (qkv, loud)]
+    return _close(_far(torch.cat(beside), torch.cat(alone)), 1e-10)
 
 
 def _linear(mechanism):
