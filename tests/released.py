@@ -198,7 +198,8 @@ class Model(NamedTuple):
             k = v = self.projected(f"{name}.k", e @ x)
         else:
             k = v = e @ self.projected(f"{name}.k", x)
-        return self.out(name, weights(q, k) @ v)  # one head of keys serves all
+        assert k.shape[1] == (1 if self.facts.one_head else q.shape[1])  # one serves all
+        return self.out(name, weights(q, k) @ v)
 
     def performer(self, name: str, x: Tensor) -> Tensor:
         """The released kernel: exp(w x - |x|^2 / 2 - maximum) + 1e-4."""
