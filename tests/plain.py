@@ -157,6 +157,16 @@ def performer(w: Weights, head: int, q, k, v, grids, kept: int, bias: Bias = no_
     return torch.einsum("bnm,bme->bne", matrix / matrix.sum(2, keepdim=True), v)
 
 
+def elu(w: Weights, head: int, q, k, v, grids, kept: int, bias: Bias = no_bias) -> Tensor:
+    """Katharopoulos et al. 2020, equation 7: elu(x) + 1 is x + 1 above 0 and exp(x) below."""
+
+    def phi(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+    matrix = torch.einsum("bnd,bmd->bnm", phi(q), phi(k))
+    return torch.einsum("bnm,bme->bne", matrix / matrix.sum(2, keepdim=True), v)
+
+
 def landmarks(x: Tensor, kept: int) -> Tensor:
     """Means of runs of neighbouring tokens, the first ones longer where they do not come out."""
     runs = [len(run) for run in torch.arange(x.shape[-2]).tensor_split(kept)]
@@ -195,7 +205,7 @@ def nystrom(w: Weights, head: int, q, k, v, grids, kept: int, bias: Bias = no_bi
 
 
 Mix = Callable[..., Tensor]
-MIXES: dict[str, Mix] = {"T": softmax, "L": linformer, "P": performer, "N": nystrom}
+MIXES: dict[str, Mix] = {"T": softmax, "L": linformer, "P": performer, "N": nystrom, "E": elu}
 TAKE_A_BIAS = softmax, nystrom
 
 
