@@ -46,11 +46,12 @@ def linear(x: Tensor, w: Weights, bias: bool = True) -> Tensor:
     return y + w["bias"] if bias else y
 
 
-def layer_norm(x: Tensor, w: Weights) -> Tensor:
-    """Ba et al. 2016, equation 3."""
+def layer_norm(x: Tensor, w: Weights, released: bool = False) -> Tensor:
+    """Ba et al. 2016, equation 3; the released CvN and CvP add epsilon to the root."""
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-    return (x - mean) / (variance + EPSILON).sqrt() * w["weight"] + w["bias"]
+    spread = variance.sqrt() + EPSILON if released else (variance + EPSILON).sqrt()
+    return (x - mean) / spread * w["weight"] + w["bias"]
 
 
 def batch_norm(x: Tensor, w: Weights, axis: int) -> Tensor:
@@ -335,8 +336,8 @@ def vix(
             y = self_attention(y, first.at(1), grid, heads, *mix, **options)
         x = x + y
         x = x + mlp(normed(x, second.at(0)), second.at(1))
-    read = x[:, 0] if cls else x.mean(1)
-    return linear(normed(read, w.at("head", 0)), w.at("head", 1))
+    x = normed(x, w.at("head", 0))
+    return linear(x[:, 0] if cls else x.mean(1), w.at("head", 1))
 
 
 # --- LeViX ---------------------------------------------------------------------------------------
@@ -499,7 +500,7 @@ def cvt(
         padding = {3: 1, 7: 2}[kernel]  # CvT's own
         x = convolution(x, w.at("embeddings", i), stride, padding, bias=True)
         rows, columns = x.shape[2:]
-        x = layer_norm(raster(x), w.at("norms", i))
+        x = layer_norm(raster(x), w.at("norms", i), released)
         before = int(i == last and not released)
         if before:
             x = torch.cat([w["cls"].expand(len(x), 1, -1), x], 1)
@@ -511,9 +512,9 @@ def cvt(
             attention = convolutional_attention
         for j in range(depths[i]):
             first, second = (w.at("stages", i, 2 * j + half) for half in range(2))
-            y = layer_norm(x, first.at(0))
+            y = layer_norm(x, first.at(0), released)
             x = x + attention(y, first.at(1), grid, heads[i], *mix)
-            x = x + mlp(layer_norm(x, second.at(0)), second.at(1))
+            x = x + mlp(layer_norm(x, second.at(0), released), second.at(1))
         if i < last:
             x = image_of(x, rows, columns)
     read = x.mean(1) if released else layer_norm(x, w.at("norm"))[:, 0]

@@ -24,7 +24,6 @@ MOVE = (
     "Nyström pads",
     "64 landmarks",
     "Linformer's values are turned",
-    "MLP-Mixer normalises",
 )
 # ... what it says in training, or where it is left in training while it is tested
 DROP = ("dropout of 0.25 or 0.5", "dropout left on")
@@ -270,10 +269,8 @@ class Model(NamedTuple):
             x = self.norm("head.0", x[:, 0])
         elif self.facts.norm == "none":
             x = x.mean(1)
-        elif "MLP-Mixer normalises" in self.released:
-            x = self.norm("head.0", x).mean(1)
         else:
-            x = self.norm("head.0", x.mean(1))
+            x = self.norm("head.0", x).mean(1)
         return self.linear("head.1", x)
 
     def ccx(self, images: Tensor, stride: int) -> Tensor:

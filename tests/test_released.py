@@ -124,7 +124,6 @@ ABOUT = {  # what a departure is about
     "Nyström pads": lambda f: f.mixer == "N" and f.cls,  # without CLS 80 places are 5 x 16
     "64 landmarks": lambda f: f.mixer == "N",  # Linformer's mixtures are weights
     "Linformer's values are turned": lambda f: f.mixer == "L" and f.rope,
-    "MLP-Mixer normalises": lambda f: f.mixer == "M",
     "dropout of 0.25 or 0.5": lambda f: f.dropout or f.embedding_dropout or f.attention_dropout,
     "dropout left on": lambda f: f.left_on,
     "Nyström forms": lambda f: f.mixer == "N",

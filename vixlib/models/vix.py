@@ -62,4 +62,5 @@ class ViX(Host):
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
         x = self.blocks(self.positions(x))
-        return self.head(x.mean(1) if self.cls is None else x[:, 0])
+        norm, linear = self.head
+        return linear(norm(x).mean(1) if self.cls is None else norm(x[:, 0]))
