@@ -41,7 +41,7 @@ def test_parts_are_trained_in_their_order_seed_by_seed():
     a = registered()["A"]
     assert len(a) == len(set(a)) == 48
     assert [run.seed for run in a] == [0] * 16 + [1] * 16 + [2] * 16
-    assert {run.settings["epochs"] for run in a} == {12}
+    assert {run.settings["epochs"] for run in a} == {8}
     order = [run for part in registered().values() for run in part]
     assert queue("study") == list(dict.fromkeys(order))
     assert len({run.name for run in queue("study")}) == len(queue("study"))
@@ -114,7 +114,7 @@ def test_verdicts_follow_the_effects():
 
 def test_a_verdict_may_depend_on_the_budget():
     def effects(run):
-        return 3.0 * ("Hybrid" in run.system) * (1 if run.settings["epochs"] == 12 else -1)
+        return 3.0 * ("Hybrid" in run.system) * (1 if run.settings["epochs"] == 8 else -1)
 
     found = study.verdicts(simulated(effects, noise=0.05)).set_index("hypothesis")
     assert found.loc["convolution", "verdict"] == "holds"
