@@ -1,10 +1,10 @@
 """The long proofs: `make proof`. Trials that take hours in all, one after another, resumable.
 
-    python tests/proof.py [--only NAME] [--minutes M]
+    python tests/proof.py [--only NAME ...] [--minutes M]
 
 Each trial's result goes to tests/proof.json, with its date and what it ran on. One that held with
 the same code is skipped; a stop loses the trial under way. tests/README.md is drawn from the
-results. --only takes the beginning of a name (`mutant/`, `kill/ViN`), --list names what is due.
+results. --only takes beginnings of names (`mutant/`, `kill/ViN`), --list names what is due.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def page(results: dict[str, dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="trials whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="trials whose names begin so")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
     parser.add_argument("--list", action="store_true", help="name what would be run")
     options = parser.parse_args()
@@ -247,7 +247,7 @@ def main() -> int:
         for name, r in known.items()
         if r["held"] or not (order[name].again or "error" in r["seen"])
     }
-    todo = [name for name in order if name.startswith(options.only) and name not in done]
+    todo = [name for name in order if name.startswith(tuple(options.only)) and name not in done]
     print(f"{len(todo)} of {len(order)} trials to run", flush=True)
     for name in [] if options.list else todo:
         if time.monotonic() > deadline:
