@@ -47,6 +47,7 @@ notebooks: .venv/installed
 # with glibc's own thresholds, as those who use the packages have them: ours gain less by others
 bench: .venv/benchmarks
 	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ $(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks --readme
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

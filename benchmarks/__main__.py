@@ -26,9 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds, small: does it work?")
     parser.add_argument("--again", action="store_true", help="also what has a record")
     parser.add_argument("--records", type=Path, help="folder to write to")
+    parser.add_argument("--readme", action="store_true", help="only render README's table")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
+    if options.readme:
+        from benchmarks.results import rendered_readme  # pandas, which a machine may lack
+
+        readme = records.ROOT / "README.md"
+        readme.write_text(rendered_readme(readme.read_text()))
+        return 0
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     how = options.precision, options.compile, options.quick, options.rounds

@@ -16,10 +16,10 @@ EVERY = sorted(f"vixlib/models/{path.name}" for path in (ROOT / "vixlib/models")
 HOSTS = "vixlib/systems.py", "vixlib/models/host.py", "vixlib/models/vix.py"
 SOURCES = {  # what a table's numbers come from
     "layers": LAYERS,
-    "small": LAYERS,
-    "scaling": LAYERS,
     "models": (*LAYERS, *HOSTS),
     "pipeline": ("vixlib/data.py", "benchmarks/pipeline.py"),
+    "scaling": LAYERS,
+    "small": LAYERS,
     "systems": (*LAYERS, "vixlib/systems.py", *EVERY, "vixlib/data.py", "vixlib/train.py"),
     "fits": (*LAYERS, *HOSTS, "benchmarks/fits.py"),
 }

@@ -13,7 +13,6 @@ from vixlib import attention, build, fused
 from vixlib.attention import (
     Grid,
     Mechanism,
-    attention_map,
     orthogonal_gaussian,
     pseudo_inverse,
     segment_means,
@@ -22,6 +21,7 @@ from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput
 from vixlib.fused import Linformer, Nystrom, Performer, Softmax, pseudo_inverse_times, reflected
 from vixlib.layers import OffsetBias
+from vixlib.maps import attention_map
 from vixlib.models.host import mechanism_for
 from vixlib.systems import MECHANISMS
 
@@ -448,7 +448,7 @@ def test_wrong_shapes_are_named():
 
 def test_the_map_of_a_mechanism_is_what_multiplies_values():
     q, k, v = tensors(65, e=7)
-    both = [getattr(forms, m.__name__) for forms in (attention, fused) for m in MECHANISMS.values()]
+    both = {*MECHANISMS.values(), *(getattr(attention, m.__name__) for m in MECHANISMS.values())}
     for mechanism in both:
         made = mechanism(HEADS, WIDTH, GRID, GRID).double()
         assert relative(attention_map(made, q, k) @ v, made(q, k, v)) < 1e-9
@@ -456,12 +456,54 @@ def test_the_map_of_a_mechanism_is_what_multiplies_values():
 
 def test_half_precision_is_computed_in_float32():
     q, k, v = tensors(65)
-    for mechanism in (Performer, Nystrom, attention.Performer, attention.Nystrom):
+    textbooks = attention.Performer, attention.Nystrom, attention.LinearAttention
+    for mechanism in (Performer, Nystrom, *textbooks):
         made = mechanism(HEADS, WIDTH, GRID, GRID)
         exact = made.double()(q, k, v)
         half = made.bfloat16()(q.bfloat16(), k.bfloat16(), v.bfloat16())
         assert half.dtype == torch.bfloat16
         assert relative(half.double(), exact) < 0.05
+
+
+@pytest.mark.parametrize("form", [attention.Nystrom, Nystrom])
+def test_padded_nystrom_is_the_released_one(form):
+    """17 tokens and 4 landmarks: three zeros in front that take part."""
+    grid = Grid(4, 4, 1)
+    made = form(2, WIDTH, grid, grid, landmarks=4, padded=True, batch_wide=True).double()
+    q, k, v = tensors(17, heads=2)
+    zeros = torch.zeros(2, 2, 3, WIDTH, dtype=torch.float64)
+    q_, k_, v_ = (torch.cat([zeros, t], 2) for t in (q, k, v))
+    of_q, of_k = (t.view(2, 2, 4, 5, WIDTH).mean(3) for t in (q_, k_))
+    left, middle, right = (
+        torch.softmax(a @ b.mT / WIDTH**0.5, -1) for a, b in ((q_, of_k), (of_q, of_k), (of_q, k_))
+    )
+    z = middle.mT / (middle.sum(-1).max() * middle.sum(-2).max())
+    for _ in range(6):
+        x, one = middle @ z, torch.eye(4, dtype=torch.float64)
+        z = z @ (13 * one - x @ (15 * one - x @ (7 * one - x))) / 4
+    kernel = made.residual.weight.repeat_interleave(WIDTH, 0)
+    rows = v_.mT.reshape(2, 2 * WIDTH, 20, 1)
+    mixed = F.conv2d(rows, kernel, padding=(16, 0), groups=2 * WIDTH)
+    wanted = left @ z @ right @ v_ + mixed.view(2, 2, WIDTH, 20).mT
+    assert relative(made(q, k, v), wanted[:, :, 3:]) < 1e-12
+
+
+def test_linear_attention_is_the_sum_of_its_paper():
+    """Katharopoulos et al. 2020, equation 5, a query and a key at a time."""
+
+    def feature(x):  # of one number
+        return x + 1 if x > 0 else math.exp(x)
+
+    q, k, v = tensors(5, 9, e=3, heads=2, batch=1)
+    got = attention.LinearAttention(2, WIDTH, Grid(1, 5), Grid(3, 3))(q, k, v)
+    for h in range(2):
+        for i in range(5):
+            similar = [
+                sum(feature(a) * feature(b) for a, b in zip(q[0, h, i].tolist(), key, strict=True))
+                for key in k[0, h].tolist()
+            ]
+            wanted = sum(s * v[0, h, j] for j, s in enumerate(similar)) / sum(similar)
+            assert torch.allclose(got[0, h, i], wanted, rtol=1e-12)
 
 
 def test_a_new_mechanism_needs_only_mix():

@@ -14,12 +14,12 @@ from torch import nn
 
 from vixlib import build, data, list_systems, measure
 from vixlib.__main__ import main
-from vixlib.attention import Grid, attention_map
+from vixlib.attention import Grid
 from vixlib.contract import check_mechanism
 from vixlib.errors import BadInput, checked
 from vixlib.fused import Linformer, Nystrom, Performer, Softmax
 from vixlib.layers import Residual, Rotary
-from vixlib.maps import attention_maps
+from vixlib.maps import attention_map, attention_maps
 from vixlib.models.host import mechanism_for
 from vixlib.paper import claims, figures, notebook, records, tables, training
 from vixlib.paper.records import files

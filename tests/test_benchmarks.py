@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import clock, fits, pairs, pipeline, records, tables
+from benchmarks import clock, fits, pairs, pipeline, records, results, tables
 from benchmarks.__main__ import main
 from vixlib import attention, build, list_systems, measure
 from vixlib.errors import BadInput
-from vixlib.paper import benchmarks, show
-from vixlib.paper.readme import benchmark_lines
-from vixlib.systems import TABLES
+from vixlib.paper import show
+from vixlib.systems import RESULTS
 
 QUICK = ["--quick", "--only", "layers/softmax/256", "small/fourier", "scaling/naive*"]
 COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_median"} | {
@@ -157,9 +156,7 @@ def test_unknown_cells_are_refused(tmp_path):
 def test_every_system_has_its_step(tmp_path):
     main(["--quick", "--only", "systems", "--records", str(tmp_path)])
     rows = rows_of(tmp_path)
-    assert [row["mechanism"] for row in rows] == [
-        name for table in TABLES.values() for name in table
-    ][::13]
+    assert [row["mechanism"] for row in rows] == RESULTS[::13]
     for row in rows:
         assert row["microseconds_an_image"] == pytest.approx(125 * row["ours_ms"], abs=0.2)
         assert row["ours_peak_mb"] > 1
@@ -262,39 +259,39 @@ def project(tmp_path, monkeypatch):
 
 
 def test_all_tables_can_be_read():
-    assert set(benchmarks.TABLES) == set(tables.TABLES) == set(records.SOURCES)
+    assert set(tables.TABLES) == set(records.SOURCES)
 
 
 def test_records_are_read_by_machine(project):
-    assert benchmarks.benchmark("layers").empty
-    assert benchmarks.best_peers(benchmarks.benchmark("layers", "cpu")).empty
+    assert results.benchmark("layers").empty
+    assert results.best_peers(results.benchmark("layers", "cpu")).empty
     project("layers", recorded("layers/softmax/1024", "timm", 1.5))
     project("layers", recorded("layers/softmax/1024", "timm", 3.0, **GPU))
-    assert list(benchmarks.benchmark("layers")["machine"]) == [
+    assert list(results.benchmark("layers")["machine"]) == [
         "A CPU, float32, 1 thread",
         "A GPU, bfloat16, compiled",
     ]
     for kind, ratio in (("cpu", 1.5), ("cuda", 3.0)):
-        (row,) = benchmarks.benchmark("layers", kind).to_dict("records")
+        (row,) = results.benchmark("layers", kind).to_dict("records")
         assert (row["ratio_median"], row["memory"]) == (ratio, 3.0)
     with pytest.raises(BadInput, match="table"):
-        benchmarks.benchmark("layer")
+        results.benchmark("layer")
 
 
 def test_the_fastest_package_is_the_best_peer(project):
     for peer, ratio in (("timm", 1.5), ("linformer", 0.8), ("fused softmax", 0.1)):
         project("layers", recorded("layers/x/64", peer, ratio, 64))
     project("layers", recorded("layers/x/256", "linformer", None, 256, note="not timed: ..."))
-    best = benchmarks.best_peers(benchmarks.benchmark("layers"))
+    best = results.best_peers(results.benchmark("layers"))
     assert list(best["peer"]) == ["linformer"]
 
 
 def test_targets_are_judged_by_the_worst(project):
-    table = benchmarks.targets()
+    table = results.targets()
     assert set(table["verdict"]) == {"not measured"}
 
     def verdict(mechanism, tokens, quantity):
-        seen = benchmarks.targets().query(
+        seen = results.targets().query(
             "mechanism == @mechanism and tokens == @tokens and quantity == @quantity"
         )
         return tuple(seen[["seen", "verdict"]].iloc[0])
@@ -316,7 +313,7 @@ def test_targets_name_what_is_measured():
     """Cells, peers and directions that the tables have: a typing error would stay unmeasured."""
     cells = {f"{table}/{cell.name}" for table in tables.TABLES for cell in of(table)}
     forms = {peer.name for contest in (*pairs.LAYERS, *pairs.SMALL) for peer in contest.peers}
-    for row in benchmarks.targets().to_dict("records"):
+    for row in results.targets().to_dict("records"):
         name = f"{row['table']}/{row['mechanism']}"
         each = [f"{name}/{n}" for n in row["tokens"].split()] + [name]
         assert cells & set(each), row
@@ -331,7 +328,7 @@ def of(table):
 
 def test_measured_and_crossovers_as_tables(project):
     project("layers", recorded("layers/softmax/1024", "timm", 1.5))
-    rows = benchmarks.benchmark("layers")
+    rows = results.benchmark("layers")
     assert show.measured(rows).to_dict() == {1024: {("softmax", "timm"): "1.50 (1.50–1.50)"}}
     assert show.measured(rows, "memory").iloc[0, 0] == "3.00"
     assert show.measured(rows[:0]).empty
@@ -345,7 +342,7 @@ def test_readme_has_a_row_of_each_mechanism(project):
     project("layers", recorded("layers/nystrom m 64/1024", "timm", 1.5))
     project("layers", recorded("layers/nystrom m 64/4096", "timm", 0.5, 4096))
     project("models", recorded("models/ViT", "timm", 2.5, 1025))
-    assert benchmark_lines()[2:] == [
+    assert results.readme_lines()[2:] == [
         "| Nyström m 64 | timm | 1.50 | 0.50 | 3.00 |",
         "| ViT, a whole step | timm | 2.50 | – | 3.00 |",
     ]

@@ -54,7 +54,7 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
 
 def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
     queue = ["ViT", "ViP-RoPE", "FNet", "LeViN", "CCL", "CvP", "CvN-released", "ResNet-20"]
-    monkeypatch.setattr("vixlib.paper.runs.TABLES", {"all": queue})
+    monkeypatch.setattr("vixlib.paper.runs.RESULTS", queue)
     monkeypatch.setattr("vixlib.paper.runs.LONGER", ["FNet"])
     records = len(queue) + 1  # at few tokens, too; equal in epochs, since these are set
     command = ["train", "--queue", "quick", "--workers", "1", *TINY]

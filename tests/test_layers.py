@@ -191,3 +191,13 @@ def test_levits_branches_start_closed_where_they_are_added():
     attentions = [module for module in model.modules() if isinstance(module, MultiHead)]
     gains = [attention.out[1][1].weight.unique().tolist() for attention in attentions]
     assert gains == [[0.0], [1.0], [0.0]]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_stands_between_convolutions_of_the_embedding(relu):
+    made, image = ConvolutionalEmbedding(8, 2, relu=relu).double(), random(2, 3, 6, 10)
+    first, second, third = (m for m in made if isinstance(m, nn.Conv2d))
+    between = torch.relu if relu else torch.positive
+    x = between(F.conv2d(image, first.weight, first.bias, stride=2, padding=1))
+    x = between(F.conv2d(x, second.weight, second.bias, padding=1))
+    assert torch.allclose(made(image), F.conv2d(x, third.weight, third.bias, padding=1))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import results
 from vixlib.errors import BadInput
+from vixlib.paper import readme
 from vixlib.paper.cli import _parser
-from vixlib.paper.readme import rendered_readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -44,5 +45,6 @@ def test_links_lead_somewhere():
         assert (Path(__file__).parents[1] / link).exists(), link
 
 
-def test_the_table_is_rendered_from_the_records():
-    assert rendered_readme(README) == README
+@pytest.mark.parametrize("table", [readme, results])
+def test_the_tables_are_rendered_from_the_records(table):
+    assert table.rendered_readme(README) == README

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from small import SMALL, images, sizes_of, small
 
 from vixlib import build, list_systems, resized
-from vixlib.attention import Grid, Mechanism, attention_map
+from vixlib.attention import Grid, Mechanism
 from vixlib.errors import BadInput
 from vixlib.fused import Linformer, Nystrom, Softmax
 from vixlib.layers import OffsetBias, Positions, Rotary
+from vixlib.maps import attention_map
 from vixlib.systems import SYSTEMS
 
 FIXED = {"MLPMixer", "HybridMLPMixer"}  # their weights are tokens x tokens

@@ -28,10 +28,9 @@ from vixlib.paper.records import VOLATILE, files, load, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run
 from vixlib.paper.training import perform, read
 from vixlib.paths import atomic_write
-from vixlib.systems import TABLES
+from vixlib.systems import RESULTS
 from vixlib.train import Checkpoint, TimeUp, compile_blocks, evaluate, fit, learn
 
-QUEUE = [name for table in TABLES.values() for name in table]
 RUN = Run("ViN", "quick", overrides=(("epochs", 3), ("train_images", 500)))
 
 
@@ -506,9 +505,9 @@ def test_a_run_names_and_repeats_its_lists():
 
 
 def test_the_queue_holds_every_system_once():
-    assert sorted(QUEUE) == sorted(list_systems())
-    assert QUEUE[:4] == ["ViT", "ViL", "ViP", "ViN"]
-    assert runs.queue("paper")[: len(QUEUE)] == runs.runs(QUEUE, "paper")
+    assert sorted(RESULTS) == sorted(list_systems())
+    assert RESULTS[:4] == ["ViT", "ViL", "ViP", "ViN"]
+    assert runs.queue("paper")[: len(RESULTS)] == runs.runs(RESULTS, "paper")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -581,10 +580,10 @@ def test_longer_sequences(profile):
 def test_longer_sequences_are_named_and_queued():
     ours = [f"ViN.cifar10.fair.seed0{end}" for end in (".patch_size=4", ".patch_size=4.epochs=24")]
     queue = runs.queue("laptop")
-    assert queue[: len(QUEUE)] == runs.runs(QUEUE, "laptop")
+    assert queue[: len(RESULTS)] == runs.runs(RESULTS, "laptop")
     assert len(set(queue)) == len(queue)
     both = {run for e in ("epochs", "cost") for run in runs.longer("laptop", equal=e)}
-    assert set(queue) == {*queue[: len(QUEUE)], *both}
+    assert set(queue) == {*queue[: len(RESULTS)], *both}
     assert {run.name for run in queue} >= set(ours)
     assert "patches" not in queue[-1].settings
     with pytest.raises(BadInput, match="epochs, cost"):

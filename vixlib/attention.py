@@ -13,7 +13,7 @@ Models use the subclasses in fused.py, which compute the same in less time and m
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -220,8 +220,25 @@ class Performer(Mechanism):
         return (wx - norm).exp()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        phi_q, phi_k = self.phi(q, over=-1), self.phi(k, over=())
-        return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
+        return by_features(self.phi(q, over=-1), self.phi(k, over=()), v)
+
+
+class LinearAttention(Mechanism):
+    """phi(q) (phi(k)^T v) / phi(q) sum(phi(k)) with phi(x) = elu(x) + 1: another kernel.
+
+    Katharopoulos et al. 2020, equations 5 and 7; no features are drawn and none approximates
+    softmax. Time grows as (n + m) d.
+    """
+
+    precise = True
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return by_features(F.elu(q) + 1, F.elu(k) + 1, v)
+
+
+def by_features(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Tensor:
+    """Attention whose weights are products of features: (b h n r), (b h m r), (b h m e)."""
+    return phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1))
 
 
 class Nystrom(Mechanism):
@@ -232,8 +249,9 @@ class Nystrom(Mechanism):
     exists: time grows as (n + m) r + r^3. With as many landmarks as tokens and 24 iterations it is
     softmax; 6 miss by percents. The convolution over 33 neighbouring tokens needs queries and keys
     on one grid; elsewhere, or with `kernel=None`, there is none. A bias is that of the landmarks'
-    mean places: exact where each token is a landmark. `batch_wide` is as released: the inverse
-    starts from maxima over all samples.
+    mean places: exact where each token is a landmark. As released are `batch_wide`, the inverse
+    starting from maxima over all samples, and `padded`, zeros in front, up to a multiple of the
+    landmarks, that take part like tokens.
     """
 
     takes_bias = True
@@ -250,8 +268,10 @@ class Nystrom(Mechanism):
         iterations: int = 6,
         kernel: int | None = 33,
         batch_wide: bool = False,
+        padded: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
+        self.padded = padded
         self.kept = sixteenth(queries, keys) if landmarks is None else landmarks
         if self.kept > min(queries.tokens, keys.tokens):
             raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
@@ -263,14 +283,21 @@ class Nystrom(Mechanism):
         super().follow(twin)
         self.kept = min(self.kept, self.queries.tokens, self.keys.tokens)
 
+    def filled(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Tensors (b h n d), where padded with zeros in front."""
+        if not self.padded:
+            return tensors
+        return [F.pad(t, (0, 0, -t.shape[2] % self.kept, 0)) for t in tensors]
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
-        mean = partial(segment_means, segments=self.kept)
+        n, mean = q.shape[2], partial(segment_means, segments=self.kept)
+        q, k, v = self.filled(q, k, v)
         to_landmarks = weights(q, mean(k), bias and bias(of_k=mean))
         between = weights(mean(q), mean(k), bias and bias(of_q=mean, of_k=mean))
         of_landmarks = weights(mean(q), k, bias and bias(of_q=mean))
         inverse = pseudo_inverse(between, self.iterations, self.batch_wide)
         out = to_landmarks @ (inverse @ (of_landmarks @ v))
-        return out if self.residual is None else out + self.residual(v)
+        return (out if self.residual is None else out + self.residual(v))[:, :, -n:]
 
 
 class TokenConvolution(nn.Module):
@@ -349,15 +376,3 @@ def construct(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
     built = mechanism if other else mechanism(*arguments)
     held("mechanism", built, Mechanism)
     return built
-
-
-@checked
-@torch.no_grad()
-def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> Tensor:
-    """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.
-
-    The identity is fed as v. Rows of Linformer and Nyström may be negative and need not sum to 1.
-    """
-    v = torch.eye(mechanism.keys.tokens, dtype=q.dtype, device=q.device)
-    v = v if k.shape[2] == len(v) else mechanism.compress(v)  # k came compressed
-    return mechanism(q, k, v.expand(*k.shape[:2], -1, -1), **bias)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vixlib.attention import Grid, Mechanism, attention_map, construct
+from vixlib.attention import Grid, Mechanism, construct
 from vixlib.errors import checked
+from vixlib.maps import attention_map
 
 GRID, HEADS, WIDTH = Grid(8, 8, 1), 2, 16
 

@@ -324,11 +324,13 @@ def augment(images: Tensor, generator: torch.Generator | None = None, padding: i
 
 
 @checked
-def subset(dataset: Dataset, train: int | None = None, test: int | None = None) -> Dataset:
+def subset(
+    dataset: Dataset, train: int | None = None, test: int | None = None, *, seed: int = 0
+) -> Dataset:
     """The dataset with `train` and `test` images only; None keeps all. BadInput if out of range.
 
-    Always the same images, each class in its share (to within one), in the dataset's order; a
-    smaller subset lies within every larger one.
+    The same images for the same seed, each class in its share (to within one), in the dataset's
+    order; a smaller subset lies within every larger one.
     """
     parts = {}
     for part, n in {"train": train, "test": test}.items():
@@ -337,14 +339,31 @@ def subset(dataset: Dataset, train: int | None = None, test: int | None = None) 
             continue
         if whole(part, n) > len(labels):
             raise BadInput(f"{part}: expected at most {len(labels)} images, got {n}")
-        index = _stratified(labels.cpu())[:n].sort().values.to(labels.device)
+        index = _stratified(labels, seed)[:n].sort().values
         parts |= {f"{part}_images": images[index], f"{part}_labels": labels[index]}
     return replace(dataset, **parts)
 
 
-def _stratified(labels: Tensor) -> Tensor:
+@checked
+def held_out(dataset: Dataset, images: int) -> Dataset:
+    """The dataset with so many of its training images, always the same ones, as its test images.
+
+    Each class has its share; they are no longer trained on. BadInput if none would be left.
+    """
+    if images >= len(dataset.train_labels):
+        most = len(dataset.train_labels) - 1
+        raise BadInput(f"images: expected at most {most} held out, got {images}")
+    order = _stratified(dataset.train_labels)
+    parts = {"train": order[images:].sort().values, "test": order[:images].sort().values}
+    chosen = {f"{part}_images": dataset.train_images[i] for part, i in parts.items()}
+    chosen |= {f"{part}_labels": dataset.train_labels[i] for part, i in parts.items()}
+    return replace(dataset, **chosen)
+
+
+def _stratified(labels: Tensor, seed: int = 0) -> Tensor:
     """A fixed order in which every beginning holds each class in its share."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    here, labels = labels.device, labels.cpu()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels[order]
     rank = F.one_hot(shuffled).cumsum(0).gather(1, shuffled[:, None]).squeeze(1)
-    return order[(rank / shuffled.bincount()[shuffled]).argsort(stable=True)]
+    return order[(rank / shuffled.bincount()[shuffled]).argsort(stable=True)].to(here)

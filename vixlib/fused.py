@@ -119,13 +119,14 @@ class Nystrom(attention.Nystrom):
     """Nyströmformer by fused kernels, its pseudo-inverse applied, not formed."""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
-        mean = partial(segment_means, segments=self.kept)
+        n, mean = q.shape[2], partial(segment_means, segments=self.kept)
+        q, k, v = self.filled(q, k, v)
         q_mean, k_mean = mean(q), mean(k)
         between = weights(q_mean, k_mean, bias and bias(of_q=mean, of_k=mean))
         out = sdpa(q_mean, k, v, bias and bias(of_q=mean))
         out = pseudo_inverse_times(between, out, self.iterations, self.batch_wide)
         out = sdpa(q, k_mean, out, bias and bias(of_k=mean))
-        return out if self.residual is None else out + self.residual(v)
+        return (out if self.residual is None else out + self.residual(v))[:, :, -n:]
 
 
 def pseudo_inverse_times(a: Tensor, w: Tensor, iterations: int, batch_wide: bool = False) -> Tensor:

@@ -33,21 +33,21 @@ class PatchEmbedding(nn.Conv2d):
 class ConvolutionalEmbedding(nn.Sequential):
     """Three 3x3 convolutions for the hybrids: (b 3 H W) -> (b c r s). Jeevan and Sethi 2021.
 
-    As released, nothing stands between them: a linear map that sees 7 x 7 pixels. A patch of 2, 4
-    or 8 becomes strides of 2.
+    As released, nothing stands between them: a linear map that sees 7 x 7 pixels; with `relu` a
+    ReLU does. A patch of 2, 4 or 8 becomes strides of 2.
     """
 
-    def __init__(self, dim: int, patch: int):
+    def __init__(self, dim: int, patch: int, relu: bool = False):
         halvings = int(math.log2(patch))
         if patch != 2**halvings or halvings > 3:
             raise BadInput(f"patch_size: expected 1, 2, 4 or 8 with convolutions, got {patch}")
         widths = 3, whole("dim", dim, least=4) // 4, dim // 2, dim
-        super().__init__(
-            *(
-                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < halvings), padding=1)
-                for i in range(3)
-            )
-        )
+        super().__init__()
+        for i in range(3):
+            stride = 1 + (i < halvings)
+            self.append(nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1))
+            if relu and i < 2:
+                self.append(nn.ReLU())
 
 
 class Positions(nn.Module):
@@ -263,6 +263,19 @@ class Residual(nn.Sequential):
             kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop_path
             branch = branch * kept / (1 - self.drop_path)
         return x + branch
+
+
+class StdNorm(nn.LayerNorm):
+    """A layer norm that divides by std + eps, not by the root of var + eps: (... c) -> same.
+
+    What stands in the released CvN and CvP.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        std, mean = torch.std_mean(wide, -1, correction=0, keepdim=True)
+        normal = (wide - mean) / (std + self.eps) * self.weight + self.bias
+        return normal.to(self.weight.dtype)  # under autocast float32, as nn.LayerNorm
 
 
 class TokenNorm(nn.BatchNorm1d):

@@ -7,8 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vixlib.attention import Bias, Grid, Mechanism, attention_map
+from vixlib.attention import Bias, Grid, Mechanism
 from vixlib.errors import BadInput, checked
+
+
+@checked
+@torch.no_grad()
+def attention_map(mechanism: Mechanism, q: Tensor, k: Tensor, **bias: Bias) -> Tensor:
+    """The matrix (b h n m) that a mechanism multiplies values with, exact or implied.
+
+    The identity is fed as v. Rows of Linformer and Nyström may be negative and need not sum to 1.
+    """
+    v = torch.eye(mechanism.keys.tokens, dtype=q.dtype, device=q.device)
+    v = v if k.shape[2] == len(v) else mechanism.compress(v)  # k came compressed
+    return mechanism(q, k, v.expand(*k.shape[:2], -1, -1), **bias)
 
 
 class AttentionMap(NamedTuple):

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vixlib.attention import Mechanism
+from vixlib.attention import LinearAttention, Mechanism
 from vixlib.errors import BadInput, one_of, renamed
 from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
-from vixlib.layers import ConvolutionalEmbedding, TokenMLP
+from vixlib.layers import ConvolutionalEmbedding, StdNorm, TokenMLP
 from vixlib.models.baselines import ConvMixer, ResNet
-from vixlib.models.cct import CCX
+from vixlib.models.cct import CCX, compact_start
 from vixlib.models.cvt import CvX
 from vixlib.models.host import TokenMixer
 from vixlib.models.levit import LeViX
@@ -31,7 +31,7 @@ class Mixer(NamedTuple):
     color: str
     letter: str = ""
     mechanism: Callable[..., Mechanism] | None = None
-    note: str = ""  # "ours": not one of the paper's
+    note: str = ""  # "ours": a guest, not one of the paper's
 
 
 MIXERS = {  # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is black
@@ -39,6 +39,7 @@ MIXERS = {  # Okabe and Ito's colours, told apart by colour-blind readers; the b
     "linformer": Mixer("Linformer", "#E69F00", "L", Linformer),
     "performer": Mixer("Performer", "#009E73", "P", Performer),
     "nystrom": Mixer("Nyström", "#0072B2", "N", Nystrom),
+    "elu": Mixer("ELU kernel", "#882255", "E", LinearAttention, note="ours"),
     "fourier": Mixer("Fourier", "#CC79A7"),
     "tokenmlp": Mixer("token MLP", "#D55E00"),
     "convolution": Mixer("convolution", "#999999"),
@@ -51,22 +52,49 @@ class Family(NamedTuple):
 
     `table` is that of the results, in the order of `letters`; those that it leaves out follow,
     unless the row is as released: then they are the authors' only. `ours` are letters of which the
-    paper says nothing. `own` is what differs from a mechanism's defaults, by letter. In figures
-    `look` is the marker, then the line of a `kind`.
+    paper says nothing, `own` what differs from a mechanism's defaults, by letter. `tiny` is what
+    the authors' models for Tiny ImageNet have instead, so that 64 pixels are 1,024 tokens, too.
+    Recipes that follow the released code take `released` for settings, where it does not train as
+    the others, and `start`, which draws fresh weights, where it does not as torch.
     """
 
     name: str
     host: Callable[..., nn.Module]
     options: dict
     table: str
-    notebook: str
     kind: str
-    look: str
     mixer: str = ""
     letters: str = "TLPN"
     ours: str = ""
     own: Mapping[str, Callable[..., Mechanism]] = MappingProxyType({})
+    tiny: Mapping[str, object] = MappingProxyType({})
+    released: Mapping[str, float] = MappingProxyType({})
+    start: Callable[[nn.Module], None] | None = None
 
+
+AS_RELEASED, BASELINE = "as released", "baseline"
+KINDS = {  # what a family is in figures: marker, then line
+    "plain": "o-",
+    "RoPE": "^--",
+    "hybrid": "s-.",
+    "hybrid + RoPE": "D:",
+    "LeViT": "v-",
+    "CCT": "P--",
+    "CvT": "X-.",
+    AS_RELEASED: "<:",
+    BASELINE: "p-",
+}
+NOTEBOOKS = {  # of each table of results
+    "vix": "03_vix",
+    "hybrid": "04_hybrid_vix",
+    "rope": "05_rope",
+    "hybrid-rope": "05_rope",
+    "levit": "06_levit",
+    "cct": "07_cct",
+    "cvt": "08_cvt",
+    "mixers": "09_fnet_mixer",
+    "baselines": "11_paper_tables",
+}
 
 HYBRID = {"embedding": ConvolutionalEmbedding}
 ROPE = {"positions": False, "rotary": True}
@@ -75,34 +103,30 @@ MLP_MIXER = {"mixer": TokenMLP, "positions": False, "cls": False, "mlp_ratio": 1
 # the authors' simplified hosts: of LeViT the convolutions alone are left, of CvT the embeddings
 LEVIT_RELEASED = HYBRID | {"positions": False, "cls": False, "norm": nn.Identity}
 CVT_RELEASED = {"convolutional": False, "cls": False, "mlp_ratio": 2, "strides": (1, 1, 1)}
-CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3}
+CVT_RELEASED |= {"widths": (128,) * 3, "heads": (4,) * 3, "norm": StdNorm}
+CCX_RELEASED = {"tiny": {"stem": (2, 1, 1)}, "released": {"std": 0.2}, "start": compact_start}
 # as released, values are the keys in every Linformer, and plain ViL has one head of them
 SHARED = {"L": partial(Linformer, shared=True)}
 ONE_HEAD = {"L": partial(Linformer, shared=True, kv_heads=1)}
-AS_RELEASED, BASELINE = "as released", "baseline"
-
-_rope, _both = ("05_rope", "RoPE", "^--"), ("05_rope", "hybrid + RoPE", "D:")
-_plain, _hybrid = ("03_vix", "plain", "o-"), ("04_hybrid_vix", "hybrid", "s-.")
-_mixers, _other = ("mixers", "09_fnet_mixer"), ("baselines", "11_paper_tables", BASELINE, "p-")
-_levit, _cct, _cvt = ("levit", "06_levit"), ("cct", "07_cct"), ("cvt", "08_cvt")
-_simple, _host = (AS_RELEASED, "<:", "", "NP"), ("", "TNPL", "L")
+# images of 64 pixels as 1,024 tokens, too
+_stem, _patch, _strides = {"stem": (2, 1, 1)}, {"patch_size": 2}, {"strides": (2, 1, 1)}
 FAMILIES = (
-    Family("Vi{}", ViX, {}, "vix", *_plain, own=ONE_HEAD),
-    Family("Vi{}-RoPE", ViX, ROPE, "rope", *_rope, own=SHARED),
-    Family("HybridVi{}", ViX, HYBRID, "hybrid", *_hybrid, own=SHARED),
-    Family("HybridVi{}-RoPE", ViX, HYBRID | ROPE, "hybrid-rope", *_both, own=SHARED),
-    Family("FNet", ViX, FNET, *_mixers, *_plain[1:], "fourier"),
-    Family("HybridFNet", ViX, FNET | HYBRID, *_mixers, *_hybrid[1:], "fourier"),
-    Family("MLPMixer", ViX, MLP_MIXER, *_mixers, *_plain[1:], "tokenmlp"),
-    Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, *_mixers, *_hybrid[1:], "tokenmlp"),
-    Family("LeVi{}", LeViX, {}, *_levit, "LeViT", "v-", *_host),
-    Family("CC{}", CCX, {}, *_cct, "CCT", "P--", *_host),
-    Family("Cv{}", CvX, {}, *_cvt, "CvT", "X-.", *_host),
-    Family("LeVi{}-released", ViX, LEVIT_RELEASED, *_levit, *_simple),
-    Family("Cv{}-released", CvX, CVT_RELEASED, *_cvt, *_simple),
-    Family("ResNet-20", ResNet, {"pairs": 3}, *_other, "convolution"),
-    Family("ResNet-56", ResNet, {"pairs": 9}, *_other, "convolution"),
-    Family("ConvMixer-256/8", ConvMixer, {}, *_other, "convolution"),
+    Family("Vi{}", ViX, {}, "vix", "plain", own=ONE_HEAD),
+    Family("Vi{}-RoPE", ViX, ROPE, "rope", "RoPE", own=SHARED),
+    Family("HybridVi{}", ViX, HYBRID, "hybrid", "hybrid", own=SHARED),
+    Family("HybridVi{}-RoPE", ViX, HYBRID | ROPE, "hybrid-rope", "hybrid + RoPE", own=SHARED),
+    Family("FNet", ViX, FNET, "mixers", "plain", "fourier"),
+    Family("HybridFNet", ViX, FNET | HYBRID, "mixers", "hybrid", "fourier"),
+    Family("MLPMixer", ViX, MLP_MIXER, "mixers", "plain", "tokenmlp"),
+    Family("HybridMLPMixer", ViX, MLP_MIXER | HYBRID, "mixers", "hybrid", "tokenmlp"),
+    Family("LeVi{}", LeViX, {}, "levit", "LeViT", letters="TNPL", ours="L", tiny=_stem),
+    Family("CC{}", CCX, {}, "cct", "CCT", letters="TNPL", ours="L", **CCX_RELEASED),
+    Family("Cv{}", CvX, {}, "cvt", "CvT", letters="TNPL", ours="L", tiny=_strides),
+    Family("LeVi{}-released", ViX, LEVIT_RELEASED, "levit", AS_RELEASED, letters="NP", tiny=_patch),
+    Family("Cv{}-released", CvX, CVT_RELEASED, "cvt", AS_RELEASED, letters="NP", tiny=_strides),
+    Family("ResNet-20", ResNet, {"pairs": 3}, "baselines", BASELINE, "convolution"),
+    Family("ResNet-56", ResNet, {"pairs": 9}, "baselines", BASELINE, "convolution"),
+    Family("ConvMixer-256/8", ConvMixer, {}, "baselines", BASELINE, "convolution"),
 )
 
 
@@ -134,16 +158,21 @@ def _members(family: Family) -> list[System]:
 SYSTEMS = {row.name: row for family in FAMILIES for row in _members(family)}
 
 
-TABLES: dict[str, list[str]] = {}  # of results, in the order of their notebooks
-for _family in sorted(FAMILIES, key=lambda family: family.notebook):
+TABLES: dict[str, list[str]] = {table: [] for table in NOTEBOOKS}  # of results
+for _family in FAMILIES:
     _order = (*_family.letters, *(row.letter for row in MIXERS.values()))
     _named = sorted(_members(_family), key=lambda row: _order.index(MIXERS[row.mixer].letter))
-    TABLES.setdefault(_family.table, []).extend(row.name for row in _named)
+    TABLES[_family.table].extend(row.name for row in _named)
+RESULTS = [name for table in TABLES.values() for name in table]  # every system, in their order
 
 
-def list_systems(table: str | None = None) -> list[str]:
-    """The names of all systems in the paper's spelling, or of those of a table of results."""
-    return list(SYSTEMS) if table is None else list(TABLES[one_of("table", table, TABLES)])
+def list_systems(table: str | None = None, *, guests: bool = True) -> list[str]:
+    """The names of all systems in the paper's spelling, or of those of a table of results.
+
+    Without `guests` those are left out whose mechanism is not one of the paper's.
+    """
+    names = list(SYSTEMS) if table is None else TABLES[one_of("table", table, TABLES)]
+    return [name for name in names if guests or not MIXERS[SYSTEMS[name].mixer].note]
 
 
 def system(name: str) -> System:
@@ -161,11 +190,11 @@ def build(
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
 
-    `attention` swaps the mechanism: a name ("softmax", "linformer", "performer", "nystrom") gives
-    the sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial
-    gives its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as
-    Fourier. `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for
-    the ViX patch_size, dim, depth, dim_head (32 unless said), ...
+    `attention` swaps the mechanism: a name of MECHANISMS ("softmax", "linformer", ...) gives the
+    sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial has
+    its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
+    `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for the ViX
+    patch_size, dim, depth, dim_head (32 unless said), ...
     """
     row = system(name)
     chosen = {} if mixer is None else {"mixer": mixer}

@@ -80,6 +80,7 @@ class CvX(Host):
         convolutional: bool = True,
         kv_stride: int = 2,
         cls: bool = True,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
         std: float = FRESH_STD,
     ):
         super().__init__(image_size)
@@ -95,7 +96,7 @@ class CvX(Host):
                 raise BadInput(f"kernels: expected odd numbers from 3, got {kernels[i]}")
             padding = (kernels[i] - strides[i] + 1) // 2 if kernels[i] > 3 else 1
             self.embeddings.append(nn.Conv2d(last, dim, kernels[i], strides[i], padding))
-            self.norms.append(nn.LayerNorm(dim))
+            self.norms.append(norm(dim))
             grid = shrunk(grid, strides[i])
             self.grid = grid if not i else self.grid  # of the first stage
             if cls and i == len(widths) - 1:
@@ -103,12 +104,12 @@ class CvX(Host):
             stage = nn.Sequential()
             for _ in range(depths[i]):
                 mix = mixer or partial(attention, dim_head=dim // heads[i])
-                stage.append(Residual(nn.LayerNorm(dim), mix(dim, grid)))
-                stage.append(Residual(nn.LayerNorm(dim), mlp(dim, mlp_ratio * dim)))
+                stage.append(Residual(norm(dim), mix(dim, grid)))
+                stage.append(Residual(norm(dim), mlp(dim, mlp_ratio * dim)))
             self.stages.append(stage)
             last = dim
         self.cls = nn.Parameter(torch.randn(1, dim) * std) if cls else None
-        self.norm = nn.LayerNorm(dim) if cls else nn.Identity()
+        self.norm = norm(dim) if cls else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -33,10 +33,9 @@ from vixlib.paper.notebook import display
 from vixlib.paper.statistics import interval
 from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost
 from vixlib.paths import atomic_write
-from vixlib.systems import FAMILIES, MIXERS, SYSTEMS, system
+from vixlib.systems import KINDS, MIXERS, SYSTEMS, system
 
 YOURS = "#56B4E9"  # a reader's own mechanism
-KINDS = {row.kind: (row.look[0], row.look[1:]) for row in FAMILIES}  # marker, line style
 LINES = "solid", "dashed", "dotted"  # of what is compared within a figure
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
@@ -186,7 +185,7 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | Non
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
         palette = {name: color(name) for name in own["system"]}
-        look = dict(zip(("marker", "linestyle"), KINDS[family], strict=True))
+        look = {"marker": KINDS[family][0], "linestyle": KINDS[family][1:]}
         look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked, "legend": False}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
             seen = own.dropna(subset=[y])

@@ -1,10 +1,11 @@
 """What an experiment is: profiles, recipes, runs and the lists of them."""
 
 import inspect
+import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 
 import pandas as pd
 import torch
@@ -13,7 +14,7 @@ from vixlib import paths
 from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, held, one_of
 from vixlib.models.host import FEWEST_TOKENS
-from vixlib.systems import MECHANISMS, TABLES, build, system
+from vixlib.systems import MECHANISMS, RESULTS, build, system
 from vixlib.train import PRECISIONS
 
 
@@ -27,6 +28,7 @@ class Profile:
     patches: list[int]
     sizes: dict[str, dict]
     train_images: int | None = None
+    validation_images: int | None = None
     watch_images: int | None = None
     precision: str = "float32"
 
@@ -40,15 +42,25 @@ class Recipe:
     std: float
     augmented: bool
     best_on_test: bool
-    batch: int | None = None  # None: the batch size of the released script
+    warm_up: float = 0.0
+    cosine: bool = False
+    batch: int | None = None  # None: it follows the released script, whose batch size it takes
+
+    @property
+    def follows(self) -> bool:
+        """Whether batches, and what a family's row says, are those of the released scripts."""
+        return self.batch is None
 
 
 NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
 
 
 def _tables(name: str, kind: type) -> dict:
-    text = (paths.PACKAGE / "paper" / name).read_text()
-    return {name: kind(**table) for name, table in tomllib.loads(text).items()}
+    tables = tomllib.loads((paths.PACKAGE / "paper" / name).read_text())
+    for table in tables.values():
+        if isinstance(other := table.get("sizes"), str):  # those of another profile
+            table["sizes"] = tables[other]["sizes"]
+    return {name: kind(**table) for name, table in tables.items()}
 
 
 PROFILES, RECIPES = _tables("profiles.toml", Profile), _tables("recipes.toml", Recipe)
@@ -58,7 +70,11 @@ LONGER = ["ViT", "ViL", "ViP", "ViN", "FNet"]
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides an outcome. `overrides` are (name, value) pairs of `settings`."""
+    """All that decides an outcome.
+
+    `overrides` are (name, value) pairs of `settings`, or of options of the model's parts, such as
+    ("mechanism.batch_wide", True).
+    """
 
     system: str
     profile: str
@@ -75,6 +91,9 @@ class Run:
         kinds = {name: type(value) for name, value in self.sizes.items()}
         kinds |= {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
         kinds = {name: kind for name, kind in kinds.items() if name not in NO_SETTINGS}
+        for part, made in self.parts.items():
+            options = inspect.signature(made).parameters.values()
+            kinds |= {f"{part}.{p.name}": p.annotation for p in options if p.default is not p.empty}
         hashable = {}
         for pair in self.overrides:
             if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
@@ -89,6 +108,13 @@ class Run:
         one_of("precision", self.settings["precision"], PRECISIONS)
 
     @property
+    def parts(self) -> dict[str, Callable]:
+        """What builds parts of its model, by the host's keyword; overrides reach their options."""
+        row = system(self.system)
+        built = {"mechanism": row.mechanism} if row.mechanism else {}
+        return built | {name: made for name, made in row.family.options.items() if callable(made)}
+
+    @property
     def sizes(self) -> dict:
         """What its profile says of its family or host: sizes of the model, perhaps a budget."""
         family, sizes = system(self.system).family, PROFILES[self.profile].sizes
@@ -97,7 +123,9 @@ class Run:
     @property
     def settings(self) -> dict:
         """Every field of profile, sizes and recipe, the overrides applied."""
-        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(RECIPES[self.recipe])
+        recipe = RECIPES[self.recipe]
+        settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(recipe)
+        settings |= system(self.system).family.released if recipe.follows else {}
         settings = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
         settings |= dict(self.overrides)
         if settings["batch"] is None:
@@ -129,12 +157,19 @@ class Run:
 
     def build(self) -> torch.nn.Module:
         """Its untrained model, the same at every call."""
-        s = self.settings
+        s, family = self.settings, system(self.system).family
         sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
-        if "std" in inspect.signature(system(self.system).family.host.__init__).parameters:
+        if "std" in inspect.signature(family.host.__init__).parameters:
             sizes["std"] = s["std"]
+        for part, made in self.parts.items():
+            own = [(name.partition("."), value) for name, value in self.overrides]
+            own = {option: value for (of, _, option), value in own if of == part}
+            sizes |= {part: partial(made, **own)} if own else {}
         torch.manual_seed(self.seed)
-        return build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+        model = build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+        if RECIPES[self.recipe].follows and family.start is not None:
+            family.start(model)
+        return model
 
     def fingerprint(self) -> torch.Tensor:
         """Logits of the untrained model for eight seeded inputs: they change when the code does."""
@@ -145,8 +180,8 @@ class Run:
 
 
 def _plain(value: object) -> str:
-    """A setting as it stands in file names and commands: lists as [1,2]."""
-    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
+    """A setting as it stands in file names and commands: lists as [1,2], true, null."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @checked
@@ -179,9 +214,8 @@ def longer(profile: str, *, equal: str = "epochs", seeds: int = 1) -> list[Run]:
 @checked
 def queue(profile: str) -> list[Run]:
     """Every run of a profile, once each, in the order of the notebooks."""
-    names = [name for table in TABLES.values() for name in table]
     more = [*longer(profile), *longer(profile, equal="cost")]
-    return [*dict.fromkeys([*runs(names, profile), *more])]
+    return [*dict.fromkeys([*runs(RESULTS, profile), *more])]
 
 
 @cache

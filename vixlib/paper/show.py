@@ -1,7 +1,6 @@
 """What notebooks show with, under one name: tables, figures, and what is said beside them."""
 
-from vixlib.paper.benchmarks import benchmark, best_peers, targets
-from vixlib.paper.figures import KINDS, against, attention_maps, cost, curves, images, kind
+from vixlib.paper.figures import against, attention_maps, cost, curves, images, kind
 from vixlib.paper.figures import tokens, tradeoff, written
 from vixlib.paper.notebook import gap, guess, source, verdict
 from vixlib.paper.statistics import ONE_SEED, interval

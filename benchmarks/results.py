@@ -1,15 +1,29 @@
-"""What the records of benchmarks say: tables, the best peers, targets asked and seen."""
-
-import json
-import tomllib
+"""What was measured, as tables: ours beside the best peers, targets asked and seen, README's."""
 
 import pandas as pd
 
+from benchmarks import records
 from vixlib import paths
 from vixlib.errors import checked, one_of
+from vixlib.paper.figures import written
+from vixlib.paper.readme import between
 
-_known = tomllib.loads((paths.PACKAGE / "paper" / "labels.toml").read_text())["benchmarks"]
-TABLES, COLUMNS = _known["tables"], _known["columns"]  # a table has them all, measured or not
+# a table has them all, measured or not
+COLUMNS = [
+    *("machine", "cell", "mechanism", "peer", "tokens", "batch", "direction", "note"),
+    *(
+        "ratio_median",
+        "ratio_q25",
+        "ratio_q75",
+        "ours_ms",
+        "peer_ms",
+        "ours_peak_mb",
+        "peer_peak_mb",
+    ),
+    *("exponent_median", "exponent_q25", "exponent_q75", "microseconds_an_image", "model"),
+    *("quantity", "budget_gb", "largest", "side", "counted_mb", "measured_mb"),
+    *("device", "clock", "precision", "compiled", "threads", "allocator", "versions"),
+]
 # of targets: the column, and whether more is better
 TARGETS = {"times faster": ("ratio_median", True), "times less memory": ("memory", True)}
 TARGETS["exponent"] = ("exponent_median", False)
@@ -23,9 +37,9 @@ def benchmark(table: str, kind: str | None = None) -> pd.DataFrame:
     computes what ours does, not a plain form or another mechanism; `memory`: how many times less
     ours holds. Empty where nothing was measured.
     """
-    one_of("table", table, TABLES)
+    one_of("table", table, records.SOURCES)
     files = sorted((paths.root() / "benchmarks" / "records").glob(f"*/{table}.json"))
-    rows = [row for file in files for row in json.loads(file.read_text())]
+    rows = [row for file in files for row in records.read(file)]
     for row in rows:
         threads = f"{row['threads']} thread" + "s" * (row["threads"] != 1)
         parts = [row["device"], row["precision"], "compiled" * row["compiled"]]
@@ -86,3 +100,33 @@ def _seen(target: dict, rows: pd.DataFrame) -> dict:
         kept = [min(values) >= x if more else max(values) <= x for x in bounds]
         verdict = ("missed", "reached", "stretch reached")[sum(kept)]
     return {"seen": " · ".join(f"{value:.2f}" for value in values), "verdict": verdict}
+
+
+def rendered_readme(text: str) -> str:
+    """README with its table of benchmarks drawn from today's records."""
+    return between(text, "benchmarks", readme_lines())
+
+
+def readme_lines() -> list[str]:
+    """README's table of ours beside the fastest package; a dash where nothing was measured."""
+    layers, models, pipeline = (
+        best_peers(benchmark(table, "cpu")) for table in ("layers", "models", "pipeline")
+    )
+    layers = layers[layers["direction"] == "training"]
+    columns = "mechanism or model", "beside", "faster", "at 4,096 tokens", "times less memory"
+    lines = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|"]
+    for rows, label in ((layers, "{}"), (models, "{}, a whole step"), (pipeline, "{}")):
+        for name, own in rows.groupby("mechanism", sort=False):
+            shorter, longer = (own[own["tokens"] == n] for n in (1024, 4096))
+            first = own if rows is not layers else shorter
+            if first.empty:
+                continue
+            ratios = [_times(row, "ratio_median") for row in (first, longer)]
+            what = label.format(written(name))
+            cells = what, first["peer"].iloc[0], *ratios, _times(first, "memory")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _times(rows: pd.DataFrame, column: str) -> str:
+    return f"{rows[column].iloc[0]:.2f}" if len(rows) else "–"
