@@ -108,11 +108,14 @@ def worded(tree: ast.Module) -> set[tuple[int, int]]:
                 if uses and all(id(n) in inside for n in uses):
                     found.append(node)  # such as got = ..., told by the error alone
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in WORDS:
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in WORDS:
                 found += node.args[:1]
-            if node.func.id == "tqdm":
-                found += node.args[1:] + [keyword.value for keyword in node.keywords]
+            if called.split(".")[0] == "tqdm":
+                found += [keyword.value for keyword in node.keywords]
+            if called == "tqdm":
+                found += node.args[1:]
     return {
         (n.lineno, n.col_offset) for top in found for n in ast.walk(top) if hasattr(n, "lineno")
     }
