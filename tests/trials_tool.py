@@ -42,6 +42,13 @@ MATHS = "attention textbook layers wiring released maps models resolution gradie
 MATHS += " measures twins"
 HOSTS = "layers wiring released maps models resolution bad_input measures attention twins"
 JUDGES = {  # the tests that are meant to see a module, the quickest first
+    "vixlib/contract.py": "contract attention",
+    "vixlib/train.py": "loop bad_input training",
+    "vixlib/measure.py": "measures claims bad_input",
+    "vixlib/paper/statistics.py": "statistics claims",
+    "vixlib/paper/records.py": "statistics bad_input training",
+    "vixlib/data.py": "data bad_input",
+    "vixlib/maps.py": "maps models bad_input",
     "vixlib/attention.py": MATHS + " bad_input",
     "vixlib/fused.py": MATHS,
     "vixlib/layers.py": MATHS + " bad_input",
@@ -51,13 +58,6 @@ JUDGES = {  # the tests that are meant to see a module, the quickest first
     "vixlib/models/host.py": HOSTS,
     "vixlib/models/levit.py": HOSTS,
     "vixlib/models/vix.py": HOSTS,
-    "vixlib/maps.py": "maps models bad_input",
-    "vixlib/contract.py": "contract attention",
-    "vixlib/measure.py": "measures claims bad_input",
-    "vixlib/data.py": "data bad_input",
-    "vixlib/train.py": "loop bad_input training",
-    "vixlib/paper/statistics.py": "statistics claims",
-    "vixlib/paper/records.py": "statistics bad_input training",
 }
 SLOW = "compiled or killed or workers"  # by name, and left out: minutes, of what others see, too
 
@@ -389,9 +389,12 @@ def serve(root: Path, heavy: list[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert {name for name in sys.modules if name.split(".")[0] == "vixlib"} <= {guard}
-    durations: dict[str, float] = {}
+    kept = root / "build" / "durations.json"  # of tests, from one call to the next
+    durations = json.loads(kept.read_text()) if kept.exists() else {}
     for line in sys.stdin:
         answer = try_one(root, json.loads(line), durations)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(durations))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -478,8 +481,14 @@ def child(root: Path, request: dict, durations: dict[str, float], writing: int, 
         class Listener:
             @pytest.hookimpl(trylast=True)
             def pytest_collection_modifyitems(self, items):
-                # those that were slow before come last
-                items.sort(key=lambda item: durations.get(item.nodeid, 0) > 2)
+                # of a file the quickest first, by what was seen; those that are slow last of all
+                files = [*dict.fromkeys(item.path for item in items)]
+
+                def late(item):
+                    seconds = durations.get(item.nodeid, 0)
+                    return seconds > 2, files.index(item.path), seconds
+
+                items.sort(key=late)
 
             def pytest_runtest_logstart(self, nodeid, location):
                 say("start", nodeid)
