@@ -47,6 +47,7 @@ class Trial(NamedTuple):
     holds: Callable[[dict], bool]
     files: tuple[str, ...] = MATHS
     again: bool = True  # tried again with the same code where it did not hold
+    needs: str = ""  # a trial that must hold, else this one would tell nothing
 
 
 def trials() -> dict[str, Trial]:
@@ -82,16 +83,13 @@ def trials() -> dict[str, Trial]:
     for mutant in m.mutants():
         # not the tests: `test_proof.py` holds that the one that noticed is still there
         found[f"mutant/{mutant.name}"] = Trial(partial(m.mutant_trial, mutant), m.as_told)
-    t, judged = trials_tool, set()
+    t = trials_tool
     for module in t.JUDGES:
-        files = (module, *t.judges(module))
-        if t.JUDGES[module] not in judged:  # those that judge alike are asked once
-            control = Trial(partial(t.control_trial, module), t.holds, files)
-            found[f"tool/{module}/as it is"] = control
-        judged.add(t.JUDGES[module])
+        files, whole = (module, *t.judges(module)), f"tool/{module}/as it is"
+        found[whole] = Trial(partial(t.control_trial, module), t.holds, files)
         for mutant in t.mutants(module):
             run = partial(t.tool_trial, module, mutant.mark)
-            found[mutant.name] = Trial(run, t.holds, files, again=False)
+            found[mutant.name] = Trial(run, t.holds, files, again=False, needs=whole)
     return found
 
 
@@ -253,9 +251,13 @@ def main() -> int:
         if time.monotonic() > deadline:
             print("time is up; the same command goes on")
             break
+        if (need := order[name].needs) and need not in done:
+            print(f"left   {name}: {need} does not hold", flush=True)
+            continue
         results[name] = perform(order[name])
         save(results, order)
         result = results[name]
+        done |= {name} if result["held"] else set()
         print(
             f"{'held  ' if result['held'] else 'FAILED'} {name} {result['seconds']:.1f} s",
             flush=True,

@@ -211,6 +211,32 @@ def test_a_survivor_is_not_tried_again_until_something_changes(judge, monkeypatc
     assert len(ran) == 2
 
 
+def test_nothing_is_tried_where_tests_fail_without_a_mistake(judge, monkeypatch, tmp_path):
+    ran = []
+    for name, path in {"RESULTS": "proof.json", "PAGE": "README.md"}.items():
+        monkeypatch.setattr(proof, name, tmp_path / path)
+    monkeypatch.setattr(proof.trials_mutants, "misplaced", list)
+    monkeypatch.setattr(trials_tool, "stale", list)
+    seen = {"module": "toy.py", "control": True, "seen": "test_a", "ran": 1}
+    order = {"tool/toy.py/as it is": Trial(lambda: seen, trials_tool.holds, ())}
+    order["tool/toy.py/1"] = Trial(
+        lambda: ran.append(1) or SEEN | {"seen": "test_b"},
+        trials_tool.holds,
+        (),
+        again=False,
+        needs="tool/toy.py/as it is",
+    )
+    monkeypatch.setattr(proof, "trials", lambda: order)
+    monkeypatch.setattr("sys.argv", ["proof.py"])
+    assert proof.main() == 1
+    assert not ran
+    seen["seen"] = None
+    assert proof.main() == 0
+    assert len(ran) == 1
+    assert proof.main() == 0
+    assert len(ran) == 1
+
+
 def test_every_module_has_tests_that_judge_it():
     for module in trials_tool.JUDGES:
         assert (trials_tool.ROOT / module).exists()
