@@ -7,6 +7,7 @@ and values, r what is kept of the tokens, or Performer's features, c channels.
 
 import math
 import os
+import platform
 from functools import partial
 
 import pytest
@@ -542,6 +543,14 @@ def test_a_device_is_named(monkeypatch):
         models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     if models:
         assert measure.device_name(CPU) == models[0]
+
+
+@pytest.mark.parametrize("told", [None, "vendor_id : none\n"])
+def test_a_processor_without_a_name_is_named_by_its_kind(told, monkeypatch, tmp_path):
+    if told:
+        (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(measure, "Path", lambda path: tmp_path / "cpuinfo")
+    assert measure.device_name(CPU) == platform.machine()
 
 
 # --- columns of records --------------------------------------------------------------------------
