@@ -1,10 +1,10 @@
 """The long proofs: `make proof`. Trials that take hours in all, one after another, resumable.
 
-    python tests/proof.py [--only NAME] [--minutes M]
+    python tests/proof.py [--only NAME ...] [--minutes M]
 
 Each trial's result goes to tests/proof.json, with its date and what it ran on. One that held with
 the same code is skipped; a stop loses the trial under way. tests/README.md is drawn from the
-results. --only takes the beginning of a name (`mutant/`, `kill/ViN`), --list names what is due.
+results. --only takes beginnings of names (`mutant/`, `kill/ViN`), --list names what is due.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ import torch
 import trials_host
 import trials_mutants
 import trials_precision
+import trials_tool
 
 from vixlib import list_systems
 from vixlib.paths import atomic_write
@@ -45,6 +46,8 @@ class Trial(NamedTuple):
     run: Callable[[], dict]
     holds: Callable[[dict], bool]
     files: tuple[str, ...] = MATHS
+    again: bool = True  # tried again with the same code where it did not hold
+    needs: str = ""  # a trial that must hold, else this one would tell nothing
 
 
 def trials() -> dict[str, Trial]:
@@ -80,6 +83,13 @@ def trials() -> dict[str, Trial]:
     for mutant in m.mutants():
         # not the tests: `test_proof.py` holds that the one that noticed is still there
         found[f"mutant/{mutant.name}"] = Trial(partial(m.mutant_trial, mutant), m.as_told)
+    t = trials_tool
+    for module in t.JUDGES:
+        files, whole = (module, *t.judges(module)), f"tool/{module}/as it is"
+        found[whole] = Trial(partial(t.control_trial, module), t.holds, files)
+        for mutant in t.mutants(module):
+            run = partial(t.tool_trial, module, mutant.mark)
+            found[mutant.name] = Trial(run, t.holds, files, again=False, needs=whole)
     return found
 
 
@@ -89,8 +99,13 @@ def source(trial: Trial) -> str:
     for name in trial.files:
         path = ROOT / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(ast.dump(ast.parse(file.read_text())).encode())
+            digest.update(dumped(file.read_text()))
     return digest.hexdigest()[:12]
+
+
+@cache
+def dumped(text: str) -> bytes:
+    return ast.dump(ast.parse(text)).encode()
 
 
 def commit() -> str:
@@ -160,6 +175,7 @@ KINDS = {
     "beside eager",
     "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
     "mutant": "A mistake in the library: at least one test fails",
+    "tool": "A mistake made by a tool, and each module as it is",
 }
 
 
@@ -191,7 +207,12 @@ def page(results: dict[str, dict]) -> str:
     lines += trials_precision.report(kinds["precision"], kinds["ends"], kinds["half"])
     lines += trials_host.report(kinds["alone"], kinds["kill"])
     lines += trials_mutants.report(kinds["mutant"])
-    failed = {name: r["seen"] for name, r in results.items() if not r["held"]}
+    lines += trials_tool.report(kinds["tool"])
+    failed = {
+        name: r["seen"]
+        for name, r in results.items()
+        if not r["held"] and "old" not in r["seen"]  # those are listed above
+    }
     lines += ["", "## What did not hold", ""]
     lines += [f"- {name}: `{json.dumps(seen)[:300]}`" for name, seen in failed.items()] or [
         "Nothing."
@@ -201,27 +222,42 @@ def page(results: dict[str, dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="trials whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="trials whose names begin so")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after")
     parser.add_argument("--list", action="store_true", help="name what would be run")
     options = parser.parse_args()
     if wrong := trials_mutants.misplaced():
         print("mutants.toml must follow the library first:", *wrong, sep="\n", file=sys.stderr)
         return 2
+    if wrong := trials_tool.stale():
+        print("survivors.toml names what is not tried:", *wrong, sep="\n", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     deadline = time.monotonic() + 60 * options.minutes
     order, results = trials(), load()
     sources = {name: source(trial) for name, trial in order.items()}
-    held = {name for name, r in results.items() if r["held"] and r["source"] == sources.get(name)}
-    todo = [name for name in order if name.startswith(options.only) and name not in held]
+    known = {name: r for name, r in results.items() if r["source"] == sources.get(name)}
+    for name, result in known.items():  # what is judged by hand may have been judged since
+        if not order[name].again and "error" not in result["seen"]:
+            result["held"] = order[name].holds(result["seen"])
+    done = {
+        name
+        for name, r in known.items()
+        if r["held"] or not (order[name].again or "error" in r["seen"])
+    }
+    todo = [name for name in order if name.startswith(tuple(options.only)) and name not in done]
     print(f"{len(todo)} of {len(order)} trials to run", flush=True)
     for name in [] if options.list else todo:
         if time.monotonic() > deadline:
             print("time is up; the same command goes on")
             break
+        if (need := order[name].needs) and need not in done:
+            print(f"left   {name}: {need} does not hold", flush=True)
+            continue
         results[name] = perform(order[name])
         save(results, order)
         result = results[name]
+        done |= {name} if result["held"] else set()
         print(
             f"{'held  ' if result['held'] else 'FAILED'} {name} {result['seconds']:.1f} s",
             flush=True,

@@ -86,6 +86,12 @@ def test_contract(name, options, forms):
     assert failing(partial(getattr(forms, name), **options)) == gaps
 
 
+def test_a_report_names_what_a_gradient_reaches():
+    seen = {row.property: row.seen for row in check_mechanism(attention.Linformer)}
+    told = seen["gradients reach values and parameters"]
+    assert told == "v, projection, projection_prefix"
+
+
 class XCA(Mechanism):
     """Channels mixed, not tokens: softmax over (d d). El-Nouby et al. 2021, equation 2."""
 

@@ -1,5 +1,6 @@
 """Datasets: what is read, what is refused, how images are drawn and augmented. No network."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -19,6 +20,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
 
 from vixlib import data, paths
 from vixlib.errors import BadInput, DataError
@@ -666,3 +669,88 @@ class TestSubset:
     def test_out_of_range(self, n):
         with pytest.raises(BadInput, match="train: expected at "):
             data.subset(data.load("digits"), train=n)
+
+
+class Watch(TorchFunctionMode):
+    """Every call of a function of torch: its name, arguments and options."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.calls.append((function.__name__, arguments, options or {}))
+        return function(*arguments, **(options or {}))
+
+
+class TestWhatIsFixed:
+    """What records, caches and other processes rely on."""
+
+    def test_digits_are_split_as_ever(self):
+        digits = data.load("digits")
+        seen = {"train": (digits.train_images, digits.train_labels)}
+        seen["test"] = digits.test_images, digits.test_labels
+        digests = {
+            part: [hashlib.sha256(t.numpy().tobytes()).hexdigest()[:8] for t in pair]
+            for part, pair in seen.items()
+        }
+        assert digests == {"train": ["fc9042e7", "c1281028"], "test": ["39be3993", "4493b205"]}
+
+    def test_a_dataset_does_not_change(self):
+        digits = data.load("digits")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            digits.name = "letters"
+
+    def test_every_tensor_goes_to_the_device(self):
+        with Watch() as watch:
+            data.load("digits", device="cpu:0")
+        assert [given[1:] for called, given, _ in watch.calls if called == "to"] == [("cpu:0",)] * 4
+
+    def test_the_file_of_tiny_imagenet_keeps_its_names(self, official):
+        data.load("tiny-imagenet", folder=official.parent)
+        with safe_open(official.parent / KEPT, "pt") as file:
+            assert set(file.keys()) == {
+                *("train_images", "train_labels", "test_images", "test_labels")
+            }
+            assert set(file.metadata()) == {"classes"}
+
+    def test_a_silent_mirror_is_given_up_within_a_minute(self, archive, monkeypatch):
+        asked = []
+
+        def urlopen(request, timeout):
+            asked.append(timeout)
+            raise OSError("silent")
+
+        monkeypatch.setattr(data, "urlopen", urlopen)
+        monkeypatch.setenv("VIXLIB_MIRROR", "http://nowhere.invalid/file")
+        with pytest.raises(DataError, match="could not be downloaded"):
+            data.load("cifar10")
+        assert len(asked) == 1
+        assert 5 <= asked[0] <= 60
+
+    def test_what_is_unpacked_lies_beside_its_place(self, tmp_path):
+        """A rename is whole only within one file system."""
+        source = data.SOURCES["cifar10"]._replace(forms=("whole", "packed"))
+        (tmp_path / "packed").mkdir()
+        seen = []
+
+        def unpack(official, into):
+            seen.append((official, into.parent))
+            (into / "whole").mkdir()
+
+        assert data._find(source, unpack, tmp_path, False) == tmp_path / "whole"
+        assert seen == [(tmp_path / "packed", tmp_path)]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "whole"]
+
+    def test_images_are_augmented_on_their_device(self):
+        images = torch.empty(2, 3, 8, 8, dtype=torch.uint8, device="meta")
+        with Watch() as watch:
+            assert data.augment(images).is_meta
+        made = [o["device"] for called, _, o in watch.calls if called in ("randint", "arange")]
+        assert made == [images.device] * 5
+        with Watch() as watch:
+            assert data.augment(images, torch.Generator()).is_meta
+        made = [o["device"].type for called, _, o in watch.calls if called == "randint"]
+        assert made == ["cpu"] * 3
+        moved = [given[1] for called, given, _ in watch.calls if called == "to"]
+        assert moved == [images.device] * 3

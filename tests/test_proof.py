@@ -6,6 +6,7 @@ from pathlib import Path
 import proof
 import pytest
 import trials_mutants
+import trials_tool
 from proof import Trial
 
 
@@ -73,6 +74,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "RESULTS", tmp_path / "proof.json")
     monkeypatch.setattr(proof, "PAGE", tmp_path / "README.md")
     monkeypatch.setattr(trials_mutants, "mutants", list)  # theirs are looked at in `make proof`
+    monkeypatch.setattr(trials_tool, "stale", list)
     return tmp_path
 
 
