@@ -100,8 +100,8 @@ def test_predict_reads_an_image(root, tmp_path, capsys):
     [
         (["train", "ViX"], "unknown system 'ViX'"),
         (["train", "vit"], "did you mean ViT?"),
-        (["train", "ViT", "--profile", "fast"], "legal: quick, laptop, paper"),
-        (["train", "--queue", "fast"], "legal: quick, laptop, paper"),
+        (["train", "ViT", "--profile", "fast"], "legal: quick, laptop, study, paper"),
+        (["train", "--queue", "fast"], "legal: quick, laptop, study, paper"),
         (["train", "ViT", "--recipe", "best"], "legal: fair, as-released"),
         (["train"], "name systems, or a profile with --queue"),
         (["train", "ViT", "--queue", "quick"], "name systems, or a profile with --queue"),
@@ -114,9 +114,9 @@ def test_predict_reads_an_image(root, tmp_path, capsys):
         (["train", "ViT", "--workers", "0"], "--workers: expected at least 1"),
         (["train", "ViT", "--device", "tpu9"], "device 'tpu9'"),
         (["train", "ViT", "--data", "/nowhere"], "no CIFAR-10 in /nowhere"),
-        (["reproduce", "--profile", "fast"], "legal: quick, laptop, paper"),
+        (["reproduce", "--profile", "fast"], "legal: quick, laptop, study, paper"),
         (["reproduce", "--profile", "quick", "--write"], "legal: laptop"),
-        (["list", "--profile", "fast"], "legal: quick, laptop, paper"),
+        (["list", "--profile", "fast"], "legal: quick, laptop, study, paper"),
     ],
 )
 def test_bad_input_is_one_line(root, capsys, arguments, message):

@@ -579,13 +579,15 @@ def test_costs_of_a_run(dataset, precision):
         _, step = peaks(run.build(), images, dataset.train_labels[:100])
     assert costs["peak_memory_mb"] == pytest.approx(step, rel=0.06)
     assert costs["peak_memory_mb"] == round(costs["peak_memory_mb"], 1)
-    assert costs["device"] == f"CPU, 1 thread(s): {measure.device_name(CPU)}"
+    units = torch.backends.cpu.get_cpu_capability()
+    assert costs["device"] == f"CPU, 1 thread(s): {measure.device_name(CPU)}, {units}"
 
 
 def row(epoch, top1, seconds, loss=0.5, train_accuracy=60.0):
     return {"epoch": epoch, "loss": loss, "train_accuracy": train_accuracy} | {
         "top1": top1,
         "seconds": seconds,
+        "cpu_seconds": seconds + 0.04,
     }
 
 
@@ -601,6 +603,7 @@ def test_a_record_holds_the_last_epoch_and_the_first_best():
         "train_accuracy": 81.0,
         "loss": 0.25,
         "seconds_per_epoch": 2.5,  # the median: the mean would be 3.75
+        "cpu_seconds": 15.2,  # the sum, to tenths
     }
     assert [sorted(each) for each in curve] == [["epoch", "loss", "top1", "train_accuracy"]] * 4
     assert [each["epoch"] for each in curve] == [1, 2, 3, 4]
@@ -620,12 +623,12 @@ def test_seconds_of_an_epoch_are_a_median_to_hundredths():
 
 def test_a_run_that_diverged_has_no_last_epoch_but_its_curve():
     told = _of_curve(CURVE[:2], diverged=True, best_on_test=True)
-    assert told.pop("curve") == [{k: v for k, v in r.items() if k != "seconds"} for r in CURVE[:2]]
-    assert told.pop("seconds_per_epoch") == 5.0
+    assert told.pop("curve") == [{k: v for k, v in r.items() if "sec" not in k} for r in CURVE[:2]]
+    assert (told.pop("seconds_per_epoch"), told.pop("cpu_seconds")) == (5.0, 10.1)
     assert set(told.values()) == {None}
 
 
 def test_a_run_that_diverged_at_once_has_no_seconds():
     told = _of_curve([], diverged=True, best_on_test=True)
-    assert told.pop("curve") == []
+    assert (told.pop("curve"), told.pop("cpu_seconds")) == ([], 0)
     assert set(told.values()) == {None}
