@@ -8,6 +8,7 @@ import pytest
 
 from vixlib import list_systems
 from vixlib.__main__ import main
+from vixlib.paper.runs import queue
 
 TINY = ["--set", "epochs=1", "--set", "train_images=128"]
 
@@ -72,6 +73,20 @@ def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
         root
         / "build/quick/records/FNet.digits.fair.seed0.patch_size=4.epochs=1.train_images=128.json"
     ).exists()
+
+
+def test_a_queue_keeps_the_recipe_and_seed_of_its_runs(root, monkeypatch):
+    """Those of the study have their own; what is said goes before."""
+    asked = []
+    monkeypatch.setattr("vixlib.paper.training.perform_all", lambda todo, **_: asked.append(todo))
+    for more in ([], ["--recipe", "fair", "--seed", "7", "--set", "epochs=1"]):
+        assert main(["train", "--queue", "study", *more]) == 0
+    plain, changed = asked
+    assert plain == queue("study")
+    assert {run.recipe for run in plain} == {"annealed", "as-released"}
+    assert {run.seed for run in plain} == {0, 1, 2}
+    told = {(run.recipe, run.seed, run.settings["epochs"]) for run in changed}
+    assert told == {("fair", 7, 1)}
 
 
 def test_predict_reads_an_image(root, tmp_path, capsys):

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(_train, "train systems and write their records", "laptop")
     sub.add_argument("systems", nargs="*", help="names as `vix list` prints them")
     sub.add_argument("--queue", metavar="PROFILE", help="every unfinished run of a profile")
-    sub.add_argument("--recipe", default="fair", help=" | ".join(RECIPES))
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--recipe", help=f"{' | '.join(RECIPES)} (default fair, or the queue's own)")
+    sub.add_argument("--seed", type=int, help="default 0, or the queue's own")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
     sub.add_argument("--minutes", type=float, help="stop in time, with a checkpoint to go on from")
     sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -110,12 +111,13 @@ def _train(options: argparse.Namespace) -> bool:
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
-    asked = options.recipe, options.seed
     changes = tuple(_change(text) for text in options.changes)
-    wanted = [Run(name, options.profile, *asked, changes) for name in options.systems]
+    asked = {"recipe": options.recipe, "seed": options.seed}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    wanted = [Run(name, options.profile, overrides=changes, **asked) for name in options.systems]
     for run in queue(options.queue) if options.queue else ():
         kept = [pair for pair in run.overrides if pair[0] not in dict(changes)]
-        wanted.append(Run(run.system, run.profile, *asked, (*kept, *changes)))
+        wanted.append(replace(run, overrides=(*kept, *changes), **asked))
     wanted = [*dict.fromkeys(wanted)]
     todo = wanted if options.again else unfinished(wanted)
     for run in wanted:
