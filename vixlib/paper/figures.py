@@ -453,7 +453,8 @@ def _legends(ax: Axes, names: list[str]) -> None:
     """A line of colours and, where hosts differ, one of markers above the axes."""
     mixers, kinds = {system(name).mixer for name in names}, {kind(name) for name in names}
     looks = [[(KINDS[k][0], "0.5", k) for k in KINDS if k in kinds]] if len(kinds) > 1 else []
-    looks += [[("o", row.color, row.title) for m, row in MIXERS.items() if m in mixers]]
+    drawn = [("o", row.color, row.title) for m, row in MIXERS.items() if m in mixers]
+    looks += [drawn[4:], drawn[:4]] if len(drawn) > 7 else [drawn]  # what one line holds
     for line, look in enumerate(looks):
         handles = [Line2D([], [], ls="", marker=marker, color=tint) for marker, tint, _ in look]
         place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line)}

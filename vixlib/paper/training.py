@@ -66,7 +66,8 @@ def perform(
         top1, top5 = (100 * hits.mean(0)).tolist()
         known = {"top1": round(top1, 4), "top5": round(top5, 4), "right": packed(hits[:, 0])}
     except Diverged as error:
-        curve, known = error.curve, {"top1": None, "top5": None, "status": "diverged"}
+        curve, known = error.curve, dict.fromkeys(("top1", "top5", "right"))
+        known["status"] = "diverged"
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
     record = _identity(run, dataset) | made_by | _costs(run, dataset, device)
     record |= (
