@@ -70,11 +70,8 @@ def perform(
         known["status"] = "diverged"
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
     record = _identity(run, dataset) | made_by | _costs(run, dataset, device)
-    record |= (
-        {"compiled": compiled, "load": os.getloadavg()[0]}
-        | known
-        | {"first_losses": _finite(losses)}
-    )
+    record |= {"compiled": compiled, "load": round(os.getloadavg()[0], 1)} | known
+    record |= {"first_losses": _finite(losses)}
     record |= _of_curve(curve, "status" in known, s["best_on_test"])
     _write(run, record, model, dataset.classes)
     if "status" not in record:  # else the checkpoint stays, the last good state
