@@ -12,6 +12,7 @@ import pandas as pd
 
 from vixlib import paths
 from vixlib.errors import BadInput, checked, one_of
+from vixlib.paper.records import KNOWN
 from vixlib.paper.runs import Run, arm, registered
 from vixlib.paper.statistics import Effect, decides, factorial, holm, p_value, paired, stands
 from vixlib.systems import system
@@ -44,7 +45,7 @@ def levels(name: str) -> dict[str, str]:
 @checked
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
-    own = records[records["status"].isin(["read", "trained", "unverified"])]
+    own = records[records["status"].isin(KNOWN)]
     own = own.dropna(subset=[RESPONSE]).set_index("name")[RESPONSE]
     signs = arms(row)
     if any(run.name not in own for _, runs in signs for run in runs):
