@@ -92,7 +92,7 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     For accuracies the 95 % interval of the difference decides against the margin; where the row
     asks for one seed and there is one, ONE_SEED stands for it. Stale records are missing.
     """
-    pairs = list(zip(row["better"].split(), row["worse"].split(), strict=True))
+    pairs = [*zip(row["better"].split(), row["worse"].split(), strict=True)]
     values = {name: _values(row, name, records) for pair in pairs for name in pair}
     short = [name for name, own in values.items() if len(own) < row["seeds"]]
     if short:

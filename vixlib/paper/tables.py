@@ -4,6 +4,7 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -39,15 +40,13 @@ def machine(profile: str) -> pd.DataFrame:
 @checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
-    rows = []
-    for run in runs:
-        s = run.settings
-        size = f"{run.tokens:,}", s["epochs"], s["batch"]
-        rows.append(
-            (run.name, run.system, SOURCES[s["dataset"]].title, *size, run.recipe, run.seed)
-        )
     names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
-    return _indexed(pd.DataFrame(rows, columns=names))
+    rows = [
+        asdict(run) | run.settings | {"run": run.name, "tokens": f"{run.tokens:,}"} for run in runs
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    table["dataset"] = [SOURCES[name].title for name in table["dataset"]]
+    return _indexed(table)
 
 
 @checked
@@ -89,10 +88,8 @@ def measured(
     names = [f"{value}_{part}" for part in ("median", "q25", "q75")]
     names = names if names[0] in rows else [value]
     have = rows.dropna(subset=names)
-    text = [
-        f"{first:.2f}" + (f" ({rest[0]:.2f}–{rest[1]:.2f})" if rest else "")
-        for first, *rest in have[names].itertuples(index=False)
-    ]
+    form = "{:.2f} ({:.2f}–{:.2f})" if len(names) > 1 else "{:.2f}"
+    text = [form.format(*numbers) for numbers in have[names].itertuples(index=False)]
     table = have.assign(text=pd.Series(text, have.index, str))
     return table.pivot_table("text", [*index], columns, "first", sort=False).fillna("")
 
@@ -117,10 +114,8 @@ def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
     for name in names:
         with torch.device("meta"):
             model = build(name, **settings)
-        shape = (1, 3, *model.size)
-        rows.append(
-            (name, measure.parameters(model), measure.flops(lambda m=model: m, shape) / 1e6)
-        )
+        flops = measure.flops(lambda model=model: model, (1, 3, *model.size))
+        rows.append((name, measure.parameters(model), flops / 1e6))
     return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
 
 
@@ -148,12 +143,11 @@ def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
     """Where two lines over the same x cross, straight on logarithmic axes between their points."""
     x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
     gap = np.log(np.asarray(other, float)) - y
-    found = []
     gap[gap == 0] = np.finfo(float).tiny  # touching at a point counts once, where a line goes on
-    for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
-        share = gap[i] / (gap[i] - gap[i + 1])
-        found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
-    return found
+    (i,) = np.nonzero(gap[:-1] * gap[1:] < 0)
+    share = gap[i] / (gap[i] - gap[i + 1])
+    at, heights = (np.exp(v[i] + share * (v[i + 1] - v[i])).tolist() for v in (x, y))
+    return [*zip(at, heights, strict=True)]
 
 
 def cheaper(line: pd.Series, against: pd.Series) -> str:
@@ -161,14 +155,11 @@ def cheaper(line: pd.Series, against: pd.Series) -> str:
     both = pd.DataFrame({"line": line, "against": against}).dropna()
     if both.empty:
         return "not measured"
-    line, against = both["line"], both["against"]
-    inner = [float(f"{x:.3g}") for x, _ in crossings(against, line)]
-    edges = [both.index[0], *inner, both.index[-1]]
-    first = 0 if line.iloc[0] < against.iloc[0] else 1
+    inner = [float(f"{x:.3g}") for x, _ in crossings(both["against"], both["line"])]
+    edges = [f"{x:,.0f}" for x in (both.index[0], *inner, both.index[-1])]
+    first = int(both["line"].iloc[0] >= both["against"].iloc[0])
     ranges = zip(edges[first::2], edges[first + 1 :: 2], strict=False)
-    return (
-        " and ".join(f"{a:,.0f} to {b:,.0f}" for a, b in ranges) or f"nowhere to {edges[-1]:,.0f}"
-    )
+    return " and ".join(map(" to ".join, ranges)) or f"nowhere to {edges[-1]}"
 
 
 def having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:
