@@ -5,15 +5,16 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from vixlib import measure, paths
+from vixlib import paths
 from vixlib.data import SOURCES
 from vixlib.errors import checked, one_of
-from vixlib.paper.runs import PROFILES, published
+from vixlib.paper.runs import PROFILES, counted, published
 from vixlib.paper.statistics import interval
 from vixlib.systems import build
 
@@ -110,12 +111,8 @@ def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd
 @checked
 def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
     """Parameters and millions of FLOPs an image of each system, at the settings of `build`."""
-    rows = []
-    for name in names:
-        with torch.device("meta"):
-            model = build(name, **settings)
-        flops = measure.flops(lambda model=model: model, (1, 3, *model.size))
-        rows.append((name, measure.parameters(model), flops / 1e6))
+    found = [(name, counted(partial(build, name, **settings))) for name in names]
+    rows = [(name, own["parameters"], own["flops"] / 1e6) for name, own in found]
     return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
 
 
