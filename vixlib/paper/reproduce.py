@@ -64,17 +64,12 @@ def execute(notebooks: Iterable[Path], folder: Path, profile: str = DEFAULT) -> 
     """Execute notebooks with papermill, two at a time in this process; seconds by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels: equal output on every machine
+    given = {} if profile == DEFAULT else {"profile": profile}
+    how = {"kernel_name": "python3", "kernel_manager_class": _KernelManager, "progress_bar": False}
 
     def one(notebook: Path) -> tuple[str, float]:
         began = time.monotonic()
-        papermill.execute_notebook(
-            notebook,
-            folder / notebook.name,
-            parameters={} if profile == DEFAULT else {"profile": profile},
-            kernel_name="python3",
-            kernel_manager_class=_KernelManager,
-            progress_bar=False,
-        )
+        papermill.execute_notebook(notebook, folder / notebook.name, given, **how)
         return notebook.name, time.monotonic() - began
 
     with ThreadPoolExecutor(2) as pool:
