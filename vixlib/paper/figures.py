@@ -188,6 +188,7 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: File = None) -> 
         axes[0].set_title(family if len(families) > 1 else "")
     means = points.groupby(["system", "epoch"], sort=False)[quantity].mean().dropna()
     ends = means.reset_index().groupby("system", sort=False).last()
+    fig.draw_without_rendering()
     for family, (_, ax) in zip(families, grid, strict=True):
         own = ends[ends.index.map(kind) == family]
         _label_ends(ax, [(*end, name, color(name)) for name, *end in own.itertuples()])
@@ -264,6 +265,7 @@ def against(
     counts = ticker.FixedLocator(sorted(set(have["tokens"])))
     _ticks(ax.xaxis, counts if x == "tokens" else ticker.LogLocator(subs=(1, 2, 5)), x)
     ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
+    fig.draw_without_rendering()
     _label_ends(ax, [*ends.values()])
     _finish(fig, save)
 
@@ -302,6 +304,7 @@ def cost(
     ax.set(xlabel="tokens", ylabel=COST_LABELS[quantity], xscale="log", yscale="log")
     _ticks(ax.xaxis, ticker.FixedLocator(table.index[:: math.ceil(len(table) / 8)]), "tokens")
     _ticks(ax.yaxis, ticker.LogLocator(), quantity)
+    fig.draw_without_rendering()
     _label_ends(ax, ends)
     _label_points(ax, rings)
     _finish(fig, save)
@@ -433,7 +436,6 @@ def _legends(ax: Axes, names: list[str]) -> None:
 
 def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Names right of the axes, each tied to the end (x, y) of its line."""
-    ax.figure.draw_without_rendering()  # its layout moves the axes
     frame = ax.get_window_extent()
     heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
     line = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / frame.height
@@ -447,7 +449,7 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
     """Texts close to their points (x, y), off all that is drawn and each other."""
-    ax.figure.draw_without_rendering()
+    ax.figure.draw_without_rendering()  # names beside the axes left them less room
     point, frame = ax.figure.dpi / 72, ax.get_window_extent()
     drawn, texts = [], []
     for line in ax.get_lines():
