@@ -35,8 +35,8 @@ from vixlib.paths import atomic_write
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS, PAGE = HERE / "proof.json", HERE / "README.md"
-MATHS = tuple(f"vixlib/{name}.py" for name in ("attention", "fused", "layers", "maps", "systems"))
-MATHS += ("vixlib/models",)
+MATHS = "attention.py", "fused.py", "layers.py", "released.py", "maps.py", "systems.py", "models"
+MATHS = tuple(f"vixlib/{name}" for name in MATHS)
 LARGE = 4096, 16384
 
 

@@ -10,21 +10,12 @@ from pathlib import Path
 
 import torch
 
-_library = None  # kept alive: the operators vanish with it
-
-
-def _guard() -> None:
-    global _library
-    found = find_spec("torchvision")
-    if found is None or found.origin is None:
-        return
-    try:
-        for compiled in Path(found.origin).parent.glob("_C*.so"):
-            torch.ops.load_library(str(compiled))
-    except OSError:
-        _library = torch.library.Library("torchvision", "DEF")
-        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-_guard()
+_found = find_spec("torchvision")
+_folders = _found.submodule_search_locations if _found else []
+try:
+    for _compiled in [file for folder in _folders for file in Path(folder).glob("_C*.so")]:
+        torch.ops.load_library(str(_compiled))
+except OSError:
+    _library = torch.library.Library("torchvision", "DEF")  # kept: the operators vanish with it
+    for _operator in ("nms", "qnms"):
+        _library.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

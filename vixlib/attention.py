@@ -13,7 +13,7 @@ Models use the subclasses in fused.py, which compute the same in less time and m
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -28,23 +28,19 @@ from vixlib.errors import BadInput, checked, held, renamed, whole
 COMPRESSION = 16  # tokens a landmark: the paper keeps 64 of 1,024
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
+    """Where tokens sit: rows x columns of an image, after `prefix_tokens` without a place (CLS)."""
+
     rows: int
     columns: int
     prefix_tokens: int = 0
-
-
-class Grid(_Grid):
-    """Where tokens sit: rows x columns of an image, after `prefix_tokens` without a place (CLS)."""
-
-    __slots__ = ()
-    __new__ = renamed(extra="prefix_tokens")(_Grid.__new__)
 
     @property
     def tokens(self) -> int:
         return self.rows * self.columns + self.prefix_tokens
 
 
+Grid.__new__ = renamed(Grid.__new__, extra="prefix_tokens")
 Bias = Callable[..., Tensor]
 
 
@@ -73,9 +69,8 @@ class Mechanism(nn.Module):
     @checked
     def __init__(self, heads: int, dim_head: int, queries: Grid, keys: Grid):
         super().__init__()
-        for grid in (queries, keys):
-            for name, least in (("rows", 1), ("columns", 1), ("prefix_tokens", 0)):
-                whole(name, getattr(grid, name), least)
+        for name, value in [*queries._asdict().items(), *keys._asdict().items()]:
+            whole(name, value, least=0 if name == "prefix_tokens" else 1)
         self.heads, self.dim_head = heads, dim_head
         self.queries, self.keys = queries, keys
 
@@ -92,21 +87,17 @@ class Mechanism(nn.Module):
         counts = [m] if self.compress is None else [m, self.kept]
         legal = [(q.shape[0], kv, count, d) for kv in (1, h) for count in counts]
         if q.shape[1:] != (h, n, d) or k.shape not in legal or v.shape[:-1] != k.shape[:-1]:
-            raise BadInput(
-                f"{type(self).__name__}: expected q (batch, heads, queries, width) = (any, {h}, "
-                f"{n}, {d}) and {m} keys and values of one head or {h}; got "
-                f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-            )
-        half = self.precise and torch.finfo(q.dtype).bits < 32
+            wanted = f"q (b h n d) = (any, {h}, {n}, {d}), {m} keys and values of one head or {h}"
+            got = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+            raise BadInput(f"{type(self).__name__}: expected {wanted}; got {got}")
         with uncast(q) if self.precise else nullcontext():
-            x = [t.float() if half else t for t in ((q, k) if v is k else (q, k, v))]
+            x = [widened(t) if self.precise else t for t in ((q, k) if v is k else (q, k, v))]
             if self.compress is not None and k.shape[2] == m:
                 x[1:] = map(self.compress, x[1:])
             out = self.mix(x[0], x[1], x[-1], **bias).to(q.dtype)
-        wanted = (*q.shape[:3], v.shape[3])
-        if out.shape != wanted:
-            got = f"expected to mix to {tuple(wanted)}, got {tuple(out.shape)}"
-            raise BadInput(f"{type(self).__name__}: {got}")
+        got, wanted = tuple(out.shape), (*q.shape[:3], v.shape[3])
+        if got != wanted:
+            raise BadInput(f"{type(self).__name__}: expected to mix to {wanted}, got {got}")
         return out
 
     def extra_repr(self) -> str:
@@ -117,6 +108,11 @@ def uncast(x: Tensor) -> AbstractContextManager:
     """Autocast switched off where x is; for the meta device there is none."""
     # not torch.amp.is_autocast_available: torch up to 2.11 cannot compile it
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least: half precision is too coarse for sums over tokens."""
+    return x.float() if torch.finfo(x.dtype).bits < 32 else x
 
 
 def weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -271,32 +267,31 @@ class Nystrom(Mechanism):
         padded: bool = False,
     ):
         super().__init__(heads, dim_head, queries, keys)
-        self.padded = padded
         self.kept = sixteenth(queries, keys) if landmarks is None else landmarks
         if self.kept > min(queries.tokens, keys.tokens):
             raise BadInput(f"landmarks={landmarks} of {min(queries.tokens, keys.tokens)} tokens")
-        self.iterations, self.batch_wide, self.residual = iterations, batch_wide, None
-        if kernel is not None and queries == keys:
-            self.residual = TokenConvolution(heads, kernel)
+        self.iterations, self.batch_wide, self.padded = iterations, batch_wide, padded
+        convolved = kernel is not None and queries == keys
+        self.residual = TokenConvolution(heads, kernel) if convolved else None
 
     def follow(self, twin: Mechanism) -> None:
         super().follow(twin)
         self.kept = min(self.kept, self.queries.tokens, self.keys.tokens)
 
-    def filled(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Tensors (b h n d), where padded with zeros in front."""
-        if not self.padded:
-            return tensors
-        return [F.pad(t, (0, 0, -t.shape[2] % self.kept, 0)) for t in tensors]
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
-        n, mean = q.shape[2], partial(segment_means, segments=self.kept)
-        q, k, v = self.filled(q, k, v)
+    def approximate(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+        """Equation 13: the product of three matrices and v."""
+        mean = partial(segment_means, segments=self.kept)
         to_landmarks = weights(q, mean(k), bias and bias(of_k=mean))
         between = weights(mean(q), mean(k), bias and bias(of_q=mean, of_k=mean))
         of_landmarks = weights(mean(q), k, bias and bias(of_q=mean))
         inverse = pseudo_inverse(between, self.iterations, self.batch_wide)
-        out = to_landmarks @ (inverse @ (of_landmarks @ v))
+        return to_landmarks @ (inverse @ (of_landmarks @ v))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
+        n = q.shape[2]
+        if self.padded:
+            q, k, v = (F.pad(t, (0, 0, -t.shape[2] % self.kept, 0)) for t in (q, k, v))
+        out = self.approximate(q, k, v, bias)
         return (out if self.residual is None else out + self.residual(v))[:, :, -n:]
 
 
@@ -343,9 +338,8 @@ def resample(table: Tensor, rows: int, columns: int) -> Tensor:
     """A table over places, (c r s), as an image of `rows` x `columns`; bicubic."""
     if table.shape[1:] == (rows, columns):
         return table
-    size = {"size": (rows, columns), "mode": "bicubic", "antialias": True}
-    wide = table if table.dtype == torch.float64 else table.float()
-    return F.interpolate(wide[None], **size)[0].to(table.dtype)
+    how = {"mode": "bicubic", "antialias": True}
+    return F.interpolate(widened(table)[None], (rows, columns), **how)[0].to(table.dtype)
 
 
 def sixteenth(queries: Grid, keys: Grid) -> int:
@@ -363,9 +357,8 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     """Gaussian vectors, orthogonal within each block of `columns` rows."""
-    blocks = [
-        nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(-(-rows // columns))
-    ]
+    count = math.ceil(rows / columns)
+    blocks = [nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(count)]
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 

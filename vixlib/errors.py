@@ -51,10 +51,8 @@ class Diverged(Exception):
     curve: list[dict] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (
-            f"diverged in epoch {self.epoch}, step {self.step}, at learning rate {self.lr:g}; "
-            f"last good checkpoint: {self.checkpoint or 'none'}"
-        )
+        where = f"epoch {self.epoch}, step {self.step}, at learning rate {self.lr:g}"
+        return f"diverged in {where}; last good checkpoint: {self.checkpoint or 'none'}"
 
 
 @contextmanager
@@ -98,6 +96,13 @@ def one_of(name: str, value: str, legal: Iterable[str], kind: type[BadInput] = B
         hint = f" (did you mean {lower[near[0]]}?)" if near else ""
         raise kind(f"unknown {name} {value!r}{hint}; legal: {', '.join(legal)}")
     return value
+
+
+def equally_long(**lists: Sequence) -> None:
+    """BadInput if lists do not all have a value for each stage of a host."""
+    if len({len(each) for each in lists.values()}) > 1:
+        got = ", ".join(f"{len(each)} {name}" for name, each in lists.items())
+        raise BadInput(f"stages: expected as many of each, got {got}")
 
 
 def _shown(value: object) -> str:
@@ -148,17 +153,14 @@ def checked(function: Callable) -> Callable:
     return call
 
 
-def renamed(**names: str) -> Callable[[Callable], Callable]:
-    """Keywords that have new names, old=new: the old ones work, with a DeprecationWarning."""
+def renamed(function: Callable, **names: str) -> Callable:
+    """The function, its keywords renamed, old=new: the old work, with a DeprecationWarning."""
 
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def call(*arguments, **options):
-            for old in names.keys() & options.keys():
-                warnings.warn(f"{old} is now {names[old]}", DeprecationWarning, stacklevel=2)
-                options[names[old]] = options.pop(old)
-            return function(*arguments, **options)
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        for old in names.keys() & options.keys():
+            warnings.warn(f"{old} is now {names[old]}", DeprecationWarning, stacklevel=2)
+            options[names[old]] = options.pop(old)
+        return function(*arguments, **options)
 
-        return call
-
-    return decorate
+    return call

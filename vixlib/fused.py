@@ -52,8 +52,7 @@ class Performer(attention.Performer):
         if self.batch_wide:
             return super().mix(q, k, v)
         w = self.directions.to(q.dtype).T * self.dim_head**-0.25
-        k, v = (t.expand(-1, self.heads, -1, -1) for t in (k, v))
-        sequences = [t.flatten(0, 1) for t in (q, k, v)]
+        sequences = [t.expand(-1, self.heads, -1, -1).flatten(0, 1) for t in (q, k, v)]
         if q.is_cpu and not torch.compiler.is_compiling():  # some at a time, by what a cache holds
             some = max(1, CACHED // (w.shape[1] * max(q.shape[-2], k.shape[-2])))
             parts = zip(*(t.split(some) for t in sequences), strict=True)
@@ -118,15 +117,13 @@ def beside_ones(v: Tensor) -> Tensor:
 class Nystrom(attention.Nystrom):
     """Nyströmformer by fused kernels, its pseudo-inverse applied, not formed."""
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None = None) -> Tensor:
-        n, mean = q.shape[2], partial(segment_means, segments=self.kept)
-        q, k, v = self.filled(q, k, v)
+    def approximate(self, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
+        mean = partial(segment_means, segments=self.kept)
         q_mean, k_mean = mean(q), mean(k)
         between = weights(q_mean, k_mean, bias and bias(of_q=mean, of_k=mean))
         out = sdpa(q_mean, k, v, bias and bias(of_q=mean))
         out = pseudo_inverse_times(between, out, self.iterations, self.batch_wide)
-        out = sdpa(q, k_mean, out, bias and bias(of_k=mean))
-        return (out if self.residual is None else out + self.residual(v))[:, :, -n:]
+        return sdpa(q, k_mean, out, bias and bias(of_k=mean))
 
 
 def pseudo_inverse_times(a: Tensor, w: Tensor, iterations: int, batch_wide: bool = False) -> Tensor:
@@ -189,7 +186,8 @@ class MultiHead(layers.MultiHead):
 
     def context(self, x: Tensor) -> Tensor:
         # in half precision after the projections, so that no mixture is rounded before the scores
-        half = torch.finfo(x.dtype).bits < 32 or autocasting(x)
+        cast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        half = cast or torch.finfo(x.dtype).bits < 32
         return self.mechanism.compress(x) if self.early and not half else x
 
 
@@ -205,8 +203,3 @@ def cheaper_early(mechanism: Mechanism, k: nn.Module, v: nn.Module | None) -> bo
     m, r = mechanism.keys.tokens, mechanism.kept
     c, width = k.in_features, sum(each.out_features for each in maps)
     return (m * r + r * width) * c < (m * c + m * r) * width
-
-
-def autocasting(x: Tensor) -> bool:
-    """Whether products with x are cast to another precision; on the meta device, none is."""
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

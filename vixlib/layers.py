@@ -4,7 +4,6 @@ Letters: b batch, c channels, n tokens, h heads, d e widths of a head, r s rows 
 A token mixer is built with (dim, grid) and maps (b n c) -> (b n c).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, resample
+from vixlib.attention import Grid, Mechanism, resample, widened
 from vixlib.errors import BadInput, number, renamed, whole
 
 FRESH_STD = 0.02  # spread of fresh positions and CLS; the released code's is 1
@@ -38,13 +37,12 @@ class ConvolutionalEmbedding(nn.Sequential):
     """
 
     def __init__(self, dim: int, patch: int, relu: bool = False):
-        halvings = int(math.log2(patch))
-        if patch != 2**halvings or halvings > 3:
+        if patch not in (1, 2, 4, 8):
             raise BadInput(f"patch_size: expected 1, 2, 4 or 8 with convolutions, got {patch}")
         widths = 3, whole("dim", dim, least=4) // 4, dim // 2, dim
         super().__init__()
         for i in range(3):
-            stride = 1 + (i < halvings)
+            stride = 2 if patch > 2**i else 1
             self.append(nn.Conv2d(widths[i], widths[i + 1], 3, stride, padding=1))
             if relu and i < 2:
                 self.append(nn.ReLU())
@@ -85,10 +83,8 @@ class Rotary(nn.Module):
 
     def turns(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the angles of each token of a grid (n d/2)."""
-        rows, columns = (
-            (torch.arange(now) + 0.5) * (then / now) - 0.5
-            for now, then in zip(grid[:2], self.trained[:2], strict=True)
-        )
+        rows = (torch.arange(grid.rows) + 0.5) * (self.trained.rows / grid.rows) - 0.5
+        columns = (torch.arange(grid.columns) + 0.5) * (self.trained.columns / grid.columns) - 0.5
         first = grid.prefix_tokens
         places = first + rows[:, None] * self.trained.columns + columns
         angles = torch.cat([torch.arange(first), places.flatten()])[:, None] * self.inv_freq
@@ -120,19 +116,14 @@ class OffsetBias(nn.Module):
 
     def move(self, queries: Grid, keys: Grid) -> None:
         """Take other grids; a distance keeps the bias that it had as a share of the image."""
-        rows, columns = (
-            stretch(then, now).to(self.table)
-            for then, now in zip(self.table.shape[1:], keys[:2], strict=True)
-        )
-        self.table = nn.Parameter(rows @ self.table.detach() @ columns.T)
+        table = self.table.detach()
+        rows = stretch(table.shape[1], keys.rows).to(table)
+        columns = stretch(table.shape[2], keys.columns).to(table)
+        self.table = nn.Parameter(rows @ table @ columns.T)
         self.of_queries = (self.stride * places(queries)).to(self.of_queries)
         self.of_keys = places(keys).to(self.of_keys)
 
-    def forward(
-        self,
-        of_q: Callable[[Tensor], Tensor] = torch.positive,
-        of_k: Callable[[Tensor], Tensor] = torch.positive,
-    ) -> Tensor:
+    def forward(self, of_q: Callable = torch.positive, of_k: Callable = torch.positive) -> Tensor:
         q, k = of_q(self.of_queries.float()), of_k(self.of_keys.float())  # means of many places
         rows, columns = (q[:, None] - k).abs().round().long().unbind(-1)
         return self.table[:, rows, columns]
@@ -140,10 +131,8 @@ class OffsetBias(nn.Module):
 
 def places(grid: Grid) -> Tensor:
     """Row and column of every token of a grid without prefix tokens: (n 2)."""
-    rows, columns = torch.meshgrid(
-        torch.arange(float(grid.rows)), torch.arange(float(grid.columns)), indexing="ij"
-    )
-    return torch.stack([rows, columns], -1).flatten(0, 1)
+    rows, columns = torch.arange(float(grid.rows)), torch.arange(float(grid.columns))
+    return torch.cartesian_prod(rows, columns)
 
 
 def stretch(then: int, now: int) -> Tensor:
@@ -212,8 +201,7 @@ class Fourier(nn.Module):
         return torch.fft.fftn(x, dim=(1, 2)).real
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()  # no transform in half precision
-        return self.transform(wide).to(x.dtype)
+        return self.transform(widened(x)).to(x.dtype)  # no transform in half precision
 
 
 class TokenMLP(nn.Module):
@@ -230,10 +218,8 @@ class TokenMLP(nn.Module):
     def follow(self, twin: "TokenMLP") -> None:
         """BadInput for any other number of tokens."""
         if twin.tokens != self.tokens:
-            raise BadInput(
-                f"an MLP-Mixer of {self.tokens} tokens holds that many by its weights; "
-                f"build another for {twin.tokens}"
-            )
+            many = f"an MLP-Mixer of {self.tokens} tokens holds that many by its weights"
+            raise BadInput(f"{many}; build another for {twin.tokens}")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.tokens:
@@ -252,7 +238,7 @@ class Residual(nn.Sequential):
     Stochastic depth: Huang et al. 2016, equation 5, what is kept scaled up instead of later down.
     """
 
-    @renamed(drop="drop_path")
+    @partial(renamed, drop="drop_path")
     def __init__(self, *layers: nn.Module, drop_path: float = 0.0):
         super().__init__(*layers)
         self.drop_path = number("drop_path", drop_path, below=1)
@@ -263,19 +249,6 @@ class Residual(nn.Sequential):
             kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop_path
             branch = branch * kept / (1 - self.drop_path)
         return x + branch
-
-
-class StdNorm(nn.LayerNorm):
-    """A layer norm that divides by std + eps, not by the root of var + eps: (... c) -> same.
-
-    What stands in the released CvN and CvP.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        std, mean = torch.std_mean(wide, -1, correction=0, keepdim=True)
-        normal = (wide - mean) / (std + self.eps) * self.weight + self.bias
-        return normal.to(self.weight.dtype)  # under autocast float32, as nn.LayerNorm
 
 
 class TokenNorm(nn.BatchNorm1d):

@@ -60,10 +60,10 @@ def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
     finally:
         for handle in handles:
             handle.remove()
-    size = tuple(images.shape[-2:])
-    return [
-        AttentionMap(attention_map(m, q, k, **b), m.queries, m.keys, size) for m, q, k, b in seen
-    ]
+    size, maps = tuple(images.shape[-2:]), []
+    for m, q, k, bias in seen:
+        maps.append(AttentionMap(attention_map(m, q, k, **bias), m.queries, m.keys, size))
+    return maps
 
 
 def rollout(maps: Sequence[AttentionMap], query: tuple[int, int] | str | None = None) -> Tensor:
@@ -91,22 +91,18 @@ def rollout(maps: Sequence[AttentionMap], query: tuple[int, int] | str | None = 
 def one_query(grid: Grid, size: tuple[int, int], query: tuple[int, int] | str | None) -> Tensor:
     """A row (1 1 n) that picks a query: "cls", a pixel of an image of `size`, None for the mean."""
     row = torch.zeros(1, 1, grid.tokens)
+    pixel = isinstance(query, tuple) and len(query) == 2
     if query is None:
         row += 1 / grid.tokens
     elif query == "cls" and grid.prefix_tokens:
         row[..., 0] = 1
-    elif (
-        isinstance(query, tuple)
-        and len(query) == 2
-        and all(0 <= a < b for a, b in zip(query, size, strict=True))
-    ):
+    elif pixel and all(0 <= at < side for at, side in zip(query, size, strict=True)):
         y, x = (at * n // side for at, n, side in zip(query, grid[:2], size, strict=True))
         row[..., grid.prefix_tokens + y * grid.columns + x] = 1
     else:
-        legal = f"a pixel (row, column) of {size[0]} x {size[1]}" + ' or "cls"' * bool(
-            grid.prefix_tokens
-        )
-        raise BadInput(f"query: expected {legal}, got {query!r}")
+        legal = f"a pixel (row, column) of {size[0]} x {size[1]}"
+        cls = ' or "cls"' if grid.prefix_tokens else ""
+        raise BadInput(f"query: expected {legal}{cls}, got {query!r}")
     return row
 
 

@@ -15,13 +15,14 @@ from torch import nn
 from vixlib.attention import LinearAttention, Mechanism
 from vixlib.errors import BadInput, one_of, renamed
 from vixlib.fused import Fourier, Linformer, Nystrom, Performer, Softmax
-from vixlib.layers import ConvolutionalEmbedding, StdNorm, TokenMLP
+from vixlib.layers import ConvolutionalEmbedding, TokenMLP
 from vixlib.models.baselines import ConvMixer, ResNet
-from vixlib.models.cct import CCX, compact_start
+from vixlib.models.cct import CCX
 from vixlib.models.cvt import CvX
 from vixlib.models.host import TokenMixer
 from vixlib.models.levit import LeViX
 from vixlib.models.vix import ViX
+from vixlib.released import StdNorm, compact_start
 
 
 class Mixer(NamedTuple):
@@ -73,28 +74,14 @@ class Family(NamedTuple):
 
 
 AS_RELEASED, BASELINE = "as released", "baseline"
-KINDS = {  # what a family is in figures: marker, then line
-    "plain": "o-",
-    "RoPE": "^--",
-    "hybrid": "s-.",
-    "hybrid + RoPE": "D:",
-    "LeViT": "v-",
-    "CCT": "P--",
-    "CvT": "X-.",
-    AS_RELEASED: "<:",
-    BASELINE: "p-",
-}
-NOTEBOOKS = {  # of each table of results
-    "vix": "03_vix",
-    "hybrid": "04_hybrid_vix",
-    "rope": "05_rope",
-    "hybrid-rope": "05_rope",
-    "levit": "06_levit",
-    "cct": "07_cct",
-    "cvt": "08_cvt",
-    "mixers": "09_fnet_mixer",
-    "baselines": "11_paper_tables",
-}
+# what a family is in figures: marker, then line
+KINDS = {"plain": "o-", "RoPE": "^--", "hybrid": "s-.", "hybrid + RoPE": "D:"}
+KINDS |= {"LeViT": "v-", "CCT": "P--", "CvT": "X-.", AS_RELEASED: "<:", BASELINE: "p-"}
+# the notebook of each table of results: of the ViX, of hosts, of neither
+NOTEBOOKS = {"vix": "03_vix", "hybrid": "04_hybrid_vix"}
+NOTEBOOKS |= {"rope": "05_rope", "hybrid-rope": "05_rope"}
+NOTEBOOKS |= {"levit": "06_levit", "cct": "07_cct", "cvt": "08_cvt"}
+NOTEBOOKS |= {"mixers": "09_fnet_mixer", "baselines": "11_paper_tables"}
 
 HYBRID = {"embedding": ConvolutionalEmbedding}
 ROPE = {"positions": False, "rotary": True}
@@ -180,7 +167,7 @@ def system(name: str) -> System:
     return SYSTEMS[one_of("system", name, SYSTEMS)]
 
 
-@renamed(classes="num_classes")
+@partial(renamed, classes="num_classes")
 def build(
     name: str,
     *,
@@ -205,9 +192,8 @@ def build(
         with_attention = [r.name for r in SYSTEMS.values() if r.mechanism is not None]
         raise BadInput(f"{name} has no attention to replace; {', '.join(with_attention)} have")
     if isinstance(attention, str):
-        one_of("attention", attention, MECHANISMS)
-        siblings = {each.mixer: each.mechanism for each in _members(row.family)}
-        mechanism = siblings.get(attention, MECHANISMS[attention])
+        sibling = MIXERS[one_of("attention", attention, MECHANISMS)]
+        mechanism = row.family.own.get(sibling.letter, sibling.mechanism)
     if mechanism is not None and mixer is None:
         chosen["mechanism"] = mechanism
     try:

@@ -82,10 +82,8 @@ class ConvMixer(Host):
         self.layers = stage(nn.Conv2d(3, dim, patch_size, stride=patch_size))
         for _ in range(depth):
             depthwise = nn.Conv2d(dim, dim, kernel, padding="same", groups=dim)
-            self.layers.append(Residual(*stage(depthwise)))
-            self.layers.append(stage(nn.Conv2d(dim, dim, 1)))
-        head = nn.Linear(dim, num_classes)
-        self.layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), head])
+            self.layers.extend([Residual(*stage(depthwise)), stage(nn.Conv2d(dim, dim, 1))])
+        self.layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes)])
 
     def logits(self, images: Tensor) -> Tensor:
         return self.layers(images)

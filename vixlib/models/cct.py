@@ -11,17 +11,6 @@ from vixlib.layers import FRESH_STD, Positions, Residual, mlp, shrunk, tokens_of
 from vixlib.models.host import Host, TokenMixer, self_attention
 
 
-def compact_start(model: nn.Module) -> None:
-    """Weights as the released CCX starts them, positions aside: not as torch's defaults."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-
-
 class CCX(Host):
     """Convolutions and max-pools make tokens; blocks normalise between attention and MLP.
 

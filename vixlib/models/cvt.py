@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism
-from vixlib.errors import BadInput
+from vixlib.errors import BadInput, equally_long
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import FRESH_STD, Residual, mlp, shrunk, tokens_of
-from vixlib.models.host import Host, TokenMixer, check_stages, mechanism_for, self_attention
+from vixlib.models.host import Host, TokenMixer, mechanism_for, self_attention
 
 
 class ConvolutionalProjection(nn.Module):
@@ -22,9 +22,8 @@ class ConvolutionalProjection(nn.Module):
     def __init__(self, dim: int, grid: Grid, stride: int = 1):
         super().__init__()
         self.grid = grid
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, stride, padding=1, groups=dim, bias=False), nn.BatchNorm2d(dim)
-        )
+        convolution = nn.Conv2d(dim, dim, 3, stride, padding=1, groups=dim, bias=False)
+        self.depthwise = nn.Sequential(convolution, nn.BatchNorm2d(dim))
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class CvX(Host):
         attention = partial(strided if convolutional else self_attention, mechanism=mechanism)
         grid, last = Grid(*self.size), 3
         self.embeddings, self.norms, self.stages = (nn.ModuleList() for _ in range(3))
-        check_stages(strides=strides, kernels=kernels, widths=widths, heads=heads, depths=depths)
+        equally_long(strides=strides, kernels=kernels, widths=widths, heads=heads, depths=depths)
         for i, dim in enumerate(widths):
             if dim % heads[i]:
                 raise BadInput(f"widths: expected a multiple of {heads[i]} heads, got {dim}")
@@ -115,12 +114,11 @@ class CvX(Host):
     def logits(self, images: Tensor) -> Tensor:
         x = images
         for embedding, norm, stage in zip(self.embeddings, self.norms, self.stages, strict=True):
-            x = embedding(x)
-            rows, columns = x.shape[2:]
-            x = norm(tokens_of(x))
+            image = embedding(x)
+            x = norm(tokens_of(image))
             if self.cls is not None and stage is self.stages[-1]:
                 x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1)
             x = stage(x)
             if stage is not self.stages[-1]:
-                x = x.mT.unflatten(2, (rows, columns))
+                x = x.mT.unflatten(2, image.shape[2:])
         return self.head(self.norm(x.mean(1) if self.cls is None else x[:, 0]))

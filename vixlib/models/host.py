@@ -1,6 +1,6 @@
 """What hosts share: images of one size in, logits out; attention for their grids; other sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -75,7 +75,7 @@ class Host(nn.Module):
 
     def __init_subclass__(cls):
         if "__init__" in vars(cls):  # options keep to their annotations
-            cls.__init__ = renamed(classes="num_classes")(checked(cls.__init__))
+            cls.__init__ = renamed(checked(cls.__init__), classes="num_classes")
 
     def __new__(cls, /, **options):
         host = super().__new__(cls)
@@ -84,7 +84,11 @@ class Host(nn.Module):
 
     def __init__(self, image_size: int | tuple[int, int]):
         super().__init__()
-        self.size, self.grid = check_size(image_size), Grid(0, 0)  # a host without tokens
+        size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        if len(size) != 2:
+            raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
+        self.size = tuple(whole("image_size", side) for side in size)
+        self.grid = Grid(0, 0)  # of a host without tokens
 
     def patches(self, patch_size: int) -> Grid:
         """The grid of the patches of its images; BadInput where they do not fill one."""
@@ -101,28 +105,11 @@ class Host(nn.Module):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = getattr(images, "dtype", type(images).__name__)
             raise BadType(f"images: expected a tensor of normalised floats, got {got}")
-        if images.ndim != 4 or images.shape[1:] != (3, *self.size):
-            wanted = f"(batch, 3, {self.size[0]}, {self.size[1]})"
-            raise BadInput(
-                f"images: expected {wanted}, got {tuple(images.shape)}; resized(model, "
-                "(height, width)) gives a model for another size"
-            )
+        if images.shape[1:] != (3, *self.size):
+            wanted, got = f"(batch, 3, {self.size[0]}, {self.size[1]})", tuple(images.shape)
+            hint = "resized(model, (height, width)) gives a model for another size"
+            raise BadInput(f"images: expected {wanted}, got {got}; {hint}")
         return self.logits(images)
-
-
-def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an int or a pair; else BadInput or TypeError."""
-    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2:
-        raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
-    return tuple(whole("image_size", side) for side in size)
-
-
-def check_stages(**lists: Sequence) -> None:
-    """BadInput if a host's lists do not all have a value for each stage."""
-    if len({len(each) for each in lists.values()}) > 1:
-        got = ", ".join(f"{len(each)} {name}" for name, each in lists.items())
-        raise BadInput(f"stages: expected as many of each, got {got}")
 
 
 @checked

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism
-from vixlib.errors import whole
+from vixlib.errors import equally_long, whole
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import LinearNorm, OffsetBias, Residual, Subsample, shrunk, tokens_of
-from vixlib.models.host import Host, TokenMixer, check_stages, mechanism_for
+from vixlib.models.host import Host, TokenMixer, mechanism_for
 
 
 class LeViX(Host):
@@ -37,7 +37,7 @@ class LeViX(Host):
         mlp_ratio: int = 2,
     ):
         super().__init__(image_size)
-        check_stages(widths=widths, heads=heads, depths=depths)
+        equally_long(widths=widths, heads=heads, depths=depths)
         self.stem, grid, last = nn.Sequential(), Grid(*self.size), 3
         for i, stride in enumerate(stem):
             width = whole("width of a stem layer", widths[0] >> (len(stem) - 1 - i))
@@ -48,24 +48,18 @@ class LeViX(Host):
         self.grid = grid  # of the first stage
         self.blocks = nn.Sequential()
 
-        def attention(dim: int, out: int, heads: int, value: int, stride: int = 1) -> MultiHead:
+        def attention(dim: int, after: int, heads: int, value: int, stride: int = 1) -> MultiHead:
             queries, width = shrunk(grid, stride), value * dim_head
             made = mechanism_for(mechanism, heads, dim_head, queries, grid, width)
-            q = LinearNorm(dim, heads * dim_head)
-            return MultiHead(
-                made,
-                q=q if stride == 1 else nn.Sequential(Subsample(grid, stride), q),
-                k=LinearNorm(dim, heads * dim_head),
-                v=LinearNorm(dim, heads * width),
-                out=nn.Sequential(nn.Hardswish(), LinearNorm(heads * width, out, gain=stride > 1)),
-                bias=OffsetBias(heads, queries, grid, stride),
-            )
+            q, k, v = (LinearNorm(dim, heads * each) for each in (dim_head, dim_head, width))
+            if stride > 1:
+                q = nn.Sequential(Subsample(grid, stride), q)
+            out = nn.Sequential(nn.Hardswish(), LinearNorm(heads * width, after, gain=stride > 1))
+            return MultiHead(made, q, k, v, out, bias=OffsetBias(heads, queries, grid, stride))
 
         def mlp(dim: int) -> Residual:
-            hidden = mlp_ratio * dim
-            return Residual(
-                LinearNorm(dim, hidden), nn.Hardswish(), LinearNorm(hidden, dim, gain=0)
-            )
+            up, down = LinearNorm(dim, mlp_ratio * dim), LinearNorm(mlp_ratio * dim, dim, gain=0)
+            return Residual(up, nn.Hardswish(), down)
 
         for stage, (dim, depth) in enumerate(zip(widths, depths, strict=True)):
             if stage:
@@ -75,8 +69,7 @@ class LeViX(Host):
                 grid = shrunk(grid, 2)
             for _ in range(depth):
                 mix = mixer(dim, grid) if mixer else attention(dim, dim, heads[stage], value=2)
-                self.blocks.append(Residual(mix))
-                self.blocks.append(mlp(dim))
+                self.blocks.extend([Residual(mix), mlp(dim)])
         self.head = nn.Sequential(nn.BatchNorm1d(dim), nn.Linear(dim, num_classes))
 
     def logits(self, images: Tensor) -> Tensor:
