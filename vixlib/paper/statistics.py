@@ -117,11 +117,9 @@ def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) 
     blocks = sorted(frame[block].unique())
     whole(f"number of {block}", len(blocks))
     y = _cells(frame, response, [blocks, *factors.values()], [block, *factors])
-    residual = (len(blocks) - 1) * (y[0].size - 1)
-    shift = y.mean(axis=tuple(range(1, y.ndim)), keepdims=True) - y.mean()
+    square, residual = _unexplained(y.reshape(len(blocks), -1))
     sizes, terms = range(1, len(factors) + 1), {}
     with np.errstate(divide="ignore", invalid="ignore"):  # one block, or no spread
-        square = np.divide(np.sum((y - y.mean(0) - shift) ** 2), residual)
         for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
             each, gram = _contrasts(y, factors, term)
             values, freedom = each.mean(1), len(each)
@@ -133,6 +131,34 @@ def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) 
             p = float(fdtrc(freedom, residual, f))
             terms[" x ".join(term)] = Term(f, p, freedom, residual, effects)
     return terms
+
+
+@checked
+def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, block: str) -> Effect:
+    """A weighted sum of cells' means, in blocks (Fisher, 1935): y = block + cell + e.
+
+    All cells of the frame, each seen once in every block, tell how far e spreads, not those with a
+    weight alone: (blocks - 1) (cells - 1) degrees of freedom are left. As in `factorial`, one
+    spread serves all.
+    """
+    for name in (response, cell, block):
+        one_of("column", name, list(frame))
+    blocks, cells = sorted(frame[block].unique()), [*frame[cell].unique()]
+    w = np.array([weights.get(name, 0.0) for name in cells])
+    for name in weights:
+        one_of(cell, name, cells)
+    y = _cells(frame, response, [blocks, cells], [block, cell])
+    square, freedom = _unexplained(y)
+    half = stdtrit(freedom, 1 - LEVEL / 2) * (square * (w @ w) / len(blocks)) ** 0.5
+    return _effect(y @ w, half, freedom)
+
+
+def _unexplained(y: np.ndarray) -> tuple[float, int]:
+    """The mean square of what blocks and cells leave of y (blocks, cells); its freedom."""
+    freedom = (len(y) - 1) * (y.shape[1] - 1)
+    left = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):  # one block
+        return np.divide(np.sum(left**2), freedom), freedom
 
 
 def _contrasts(y: np.ndarray, factors: Mapping, term: Sequence) -> tuple[np.ndarray, np.ndarray]:
