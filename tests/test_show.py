@@ -394,6 +394,8 @@ def test_a_line_a_system_and_a_style(monkeypatch):
         assert len(lines) == 2 * styles
         assert list(lines[0].get_xdata()) == [16, 64]
         assert list(lines[0].get_ydata()) == [31, 33]  # the means of three seeds
+        marks = [line.get_xydata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 1]
+        assert {*map(tuple, marks)} == {tuple(xy) for line in lines for xy in line.get_xydata()}
         assert [text.get_text() for text in ax.texts] == ["ViT", "ViN"]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["16", "64"]
         assert "· 3 seeds" in fig._supxlabel.get_text()

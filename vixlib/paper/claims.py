@@ -10,22 +10,18 @@ import math
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
-import torch
 
-from vixlib import measure, paths
+from vixlib import paths
 from vixlib.errors import BadInput, checked, held, one_of, whole
 from vixlib.paper.records import KNOWN
-from vixlib.paper.runs import Run
+from vixlib.paper.runs import Run, counted
 from vixlib.paper.statistics import ONE_SEED, VERDICTS, interval
 
 COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
     *("better", "worse", "test", "margin", "seeds", "why"),
 ]
-EXACT = {  # counted from the model alone, without any record
-    "parameters": lambda run: measure.parameters(run.build()),
-    "flops": lambda run: measure.flops(run.build, (1, 3, *run.build().size)),
-}
+EXACT = "parameters", "flops"  # counted from the model alone, without any record
 JUDGED = "top1", "peak_memory_mb", *EXACT
 TESTS = "difference > margin", "|difference| <= margin", "ratio <= margin"
 HOLDS, FAILS, OPEN, UNTESTED = VERDICTS
@@ -92,7 +88,7 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     For accuracies the 95 % interval of the difference decides against the margin; where the row
     asks for one seed and there is one, ONE_SEED stands for it. Stale records are missing.
     """
-    pairs = list(zip(row["better"].split(), row["worse"].split(), strict=True))
+    pairs = [*zip(row["better"].split(), row["worse"].split(), strict=True)]
     values = {name: _values(row, name, records) for pair in pairs for name in pair}
     short = [name for name, own in values.items() if len(own) < row["seeds"]]
     if short:
@@ -110,8 +106,7 @@ def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
     """The quantity of a system, one number a seed; runs that diverged have none, even of memory."""
     quantity, wanted = row["quantity"], [run for run in _runs(row) if run.system == name]
     if quantity in EXACT:
-        with torch.device("meta"):
-            return pd.Series([EXACT[quantity](run) for run in wanted])
+        return pd.Series([counted(run.build)[quantity] for run in wanted])
     own = records.reindex(columns=["name", "profile", "status", quantity])
     own = own[own["status"].isin(KNOWN) & (own["profile"] == row["profile"])]
     own = own[own["name"].isin([run.name for run in wanted])]

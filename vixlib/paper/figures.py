@@ -9,52 +9,49 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from einops import rearrange
+from matplotlib import rc_params_from_file, ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.path import Path as Curve
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from PIL import Image as Picture
 from torch import Tensor
 
+from vixlib import paths
 from vixlib.attention import Grid
 from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.notebook import display
 from vixlib.paper.statistics import interval
 from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost
-from vixlib.paths import atomic_write
 from vixlib.systems import KINDS, MIXERS, SYSTEMS, system
 
 YOURS = "#56B4E9"  # a reader's own mechanism
 LINES = "solid", "dashed", "dotted"  # of what is compared within a figure
 WIDTH, DPI, SMALL = 7, 200, 8.5  # inches, dots an inch, points
 GREY = "0.45"
+ROUND = 1, 2, 5, 10  # digits of ticks
+File = str | Path | None
 
-
-def theme() -> None:
-    """The look of every figure and table, the same on every machine."""
-    rc = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 10.5)
-    rc |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 10)
-    rc |= dict.fromkeys(("axes.spines.right", "axes.spines.top"), False)
-    rc |= dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), "0.35")
-    rc |= {"axes.grid": True, "grid.color": "0.92", "axes.titlelocation": "left"}
-    sns.set_theme(style="ticks", font="DejaVu Sans", rc=rc)
-    pd.set_option("display.max_colwidth", None, "display.max_columns", None)
-    pd.set_option("display.max_rows", 100, "display.width", 160)
-
-
-theme()
+# the look of every figure and table, the same on every machine
+STYLE = rc_params_from_file(
+    paths.PACKAGE / "paper" / "figures.mplstyle", use_default_template=False
+)
+sns.set_theme(style="ticks", font="DejaVu Sans", rc=STYLE)
+pd.set_option("display.max_colwidth", None, "display.max_columns", None)
+pd.set_option("display.max_rows", 100, "display.width", 160)
 
 
 def kind(name: str) -> str:
@@ -76,15 +73,15 @@ def images(
     batch: Tensor,
     labels: Tensor | Sequence | None = None,
     names: Sequence[str] | None = None,
-    save: str | Path | None = None,
+    save: File = None,
     caption: str = "",
 ) -> None:
     """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
     pictures = _pixels(batch)
     columns = min(len(batch), 10)
     rows = math.ceil(len(batch) / columns)
-    fig = _figure(rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3, caption)
-    axes = _panels(fig, rows, columns)
+    height = rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3
+    fig, axes = _pictures(height, caption, rows, columns)
     for i, (ax, picture) in enumerate(zip(axes, pictures, strict=False)):
         ax.imshow(picture)
         if labels is not None:
@@ -95,7 +92,7 @@ def images(
 
 @checked
 def tokens(
-    image: Tensor, patch: int, cls: bool = True, save: str | Path | None = None, caption: str = ""
+    image: Tensor, patch: int, cls: bool = True, save: File = None, caption: str = ""
 ) -> None:
     """An image (c h w) under its grid of patches, and the patches as a model reads them."""
     picture = _pixels(image[None])[0]
@@ -111,8 +108,7 @@ def tokens(
     sides = (0, -len(parts) % across), (0, patch), (0, patch), (0, 0)
     parts = np.pad(parts, sides, constant_values=255)
     strip = rearrange(parts, "(y x) p q k -> (y p) (x q) k", x=across)
-    fig = _figure(2.6, caption)
-    left, right = fig.subplots(1, 2, width_ratios=(2, 4.6))
+    fig, (left, right) = _figure(2.6, caption, 1, 2, width_ratios=(2, 4.6))
     left.imshow(picture)
     left.vlines(np.arange(patch, width, patch) - 0.5, -0.5, height - 0.5, "white", lw=0.7)
     left.hlines(np.arange(patch, height, patch) - 0.5, -0.5, width - 0.5, "white", lw=0.7)
@@ -130,7 +126,7 @@ def attention_maps(
     maps: dict[str, Tensor],
     grid: tuple,
     query: tuple[int, int] | None = None,
-    save: str | Path | None = None,
+    save: File = None,
     caption: str = "each map has its own scale",
 ) -> None:
     """Maps (n m) side by side; for a `query` (row, column) its weights as an image instead."""
@@ -138,8 +134,7 @@ def attention_maps(
     if query and not (0 <= query[0] < grid.rows and 0 <= query[1] < grid.columns):
         raise BadInput(f"query: expected a place of {grid}, got {query}")
     rows = math.ceil(len(maps) / columns)
-    fig = _figure(rows * (WIDTH / columns + 0.5) + 0.3, caption)
-    axes = _panels(fig, rows, columns)
+    fig, axes = _pictures(rows * (WIDTH / columns + 0.5) + 0.3, caption, rows, columns)
     for ax, (name, weights) in zip(axes, maps.items(), strict=False):
         weights = weights.detach().cpu().double().numpy()
         if query is not None:
@@ -165,49 +160,44 @@ def attention_maps(
 
 
 @checked
-def curves(records: pd.DataFrame, quantity: str = "top1", save: str | Path | None = None) -> None:
+def curves(records: pd.DataFrame, quantity: str = "top1", save: File = None) -> None:
     """Training loss and `quantity` against epochs, a row of panels for each host family."""
     one_of("quantity", quantity, LABELS)
     have = having(records, "curve")
     have = have[have["curve"].map(bool)]  # empty where a run diverged in its first epoch
     if have.empty:
         return _nothing(records, save)
-    points = pd.DataFrame(
-        {"system": name, **row}
-        for name, curve in zip(have["system"], have["curve"], strict=True)
-        for row in curve
-    )
+    rows = have.explode("curve", ignore_index=True)
+    points = pd.DataFrame([*rows["curve"]]).assign(system=rows["system"])
     hosts = points["system"].map(kind)
     families = [family for family in KINDS if family in set(hosts)]
     every = math.ceil(points["epoch"].max() / 12)
     marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
-    fig = _figure(max(3.7, 0.8 + 2.1 * len(families)), _of(have, lost(records)))
-    grid = fig.subplots(len(families), 2, sharex=True, sharey="col", squeeze=False)
+    height, shared = max(3.7, 0.8 + 2.1 * len(families)), {"sharex": True, "sharey": "col"}
+    caption = _of(have, lost(records))
+    fig, grid = _figure(height, caption, len(families), 2, squeeze=False, **shared)
     for family, axes in zip(families, grid, strict=True):
         own = points[hosts == family]
-        palette = {name: color(name) for name in own["system"]}
-        look = {"marker": KINDS[family][0], "linestyle": KINDS[family][1:]}
-        look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked, "legend": False}
+        look = {"palette": {name: color(name) for name in own["system"]}, "errorbar": _band}
+        look |= {"marker": KINDS[family][0], "linestyle": KINDS[family][1:], "legend": False}
+        look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
-            seen = own.dropna(subset=[y])
-            shared = {"hue": "system", "palette": palette, "errorbar": _band, "ax": ax}
-            sns.lineplot(seen, x="epoch", y=y, **shared, **look)
+            sns.lineplot(own, x="epoch", y=y, hue="system", ax=ax, **look)
             ax.set(xlabel="epoch" if family == families[-1] else "", ylabel=LABELS[y])
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+            ax.yaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND))
         axes[0].set_title(family if len(families) > 1 else "")
+    means = points.groupby(["system", "epoch"], sort=False)[quantity].mean().dropna()
+    ends = means.reset_index().groupby("system", sort=False).last()
     fig.draw_without_rendering()
     for family, (_, ax) in zip(families, grid, strict=True):
-        means = points[hosts == family].groupby(["system", "epoch"], sort=False)[quantity].mean()
-        ends = means.dropna().reset_index().groupby("system", sort=False).last()
-        _label_ends(ax, [(*end, name, color(name)) for name, *end in ends.itertuples()])
+        own = ends[ends.index.map(kind) == family]
+        _label_ends(ax, [(*end, name, color(name)) for name, *end in own.itertuples()])
     _finish(fig, save)
 
 
 @checked
-def tradeoff(
-    records: pd.DataFrame, x: str = "peak_memory_mb", save: str | Path | None = None
-) -> None:
+def tradeoff(records: pd.DataFrame, x: str = "peak_memory_mb", save: File = None) -> None:
     """Accuracy against a cost: colour of the mechanism, marker of the host, best for its cost."""
     one_of("quantity", x, LABELS)
     have = having(records, x, "top1")
@@ -215,28 +205,24 @@ def tradeoff(
         return _nothing(records, save)
     groups = have.groupby("system", sort=False)
     points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    fig = _figure(5.2, _of(have, lost(records), "grey line: the best for at most that cost"))
-    ax = fig.subplots()
+    caption = _of(have, lost(records), "grey line: the best for at most that cost")
+    fig, ax = _figure(5.2, caption)
     best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
     steps = np.repeat([p[:2] for p in best], 2, axis=0)
     ax.plot(steps[1:, 0], steps[:-1, 1], color="0.82", zorder=0)
     for (at, mean, name), (_, own) in zip(points, groups, strict=True):
         ax.plot([at, at], _band(own["top1"]), color=color(name), lw=1.2)
         ax.plot(at, mean, KINDS[kind(name)][0], color=color(name), ms=8.5, mec="white")
-    ax.set(xlabel=LABELS[x], ylabel=LABELS["top1"])
     ax.margins(0.1, 0.08)
     low, high = ax.get_ylim()
     few = max(0, 4 - (high - low)) / 2  # an axis of at least 4 points enlarges no trifle
     ax.set_ylim(low - few, high + few)
-    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    if max(points)[0] > 10 * min(points)[0]:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(EngFormatter() if x == "flops" else "{x:,.9g}")
-    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    wide = max(points)[0] > 10 * min(points)[0]
+    ax.set(xlabel=LABELS[x], ylabel=LABELS["top1"], xscale="log" if wide else "linear")
+    at = ticker.LogLocator(subs=(1, 2, 5)) if wide else ticker.MaxNLocator(8, steps=ROUND)
+    _ticks(ax.xaxis, at, x)
+    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
     _legends(ax, [name for *_, name in points])
-    fig.draw_without_rendering()
     _label_points(ax, [(*at, name, color(name)) for *at, name in points])
     _finish(fig, save)
 
@@ -247,7 +233,7 @@ def against(
     x: str = "tokens",
     y: str = "top1",
     style: str | None = None,
-    save: str | Path | None = None,
+    save: File = None,
     caption: str = "",
 ) -> None:
     """A quantity against another: a line a system, or one for each value of a column `style`.
@@ -265,28 +251,21 @@ def against(
     said = [f"{line}: {value}" for line, value in zip(LINES, styles, strict=False)]
     said += ["larger marker: more tokens"] if x != "tokens" else []
     caption = caption or _of(have, lost(records))
-    fig = _figure(4.4, "\n".join(filter(None, [caption, " · ".join(said)])))
-    ax, ends = fig.subplots(), {}
-    for (name, tokens), own in have.groupby(["system", "tokens"], sort=False):
-        for at, same in own.groupby(x):
-            tint, far = color(name), math.log2(tokens / have["tokens"].min())
-            ax.plot([at, at], _band(same[y]), color=tint, lw=1.2)
-            size = 6 if x == "tokens" else 4.5 + far
-            ax.plot(at, same[y].mean(), KINDS[kind(name)][0], color=tint, ms=size, mec="white")
-    keys = ["system", *([style] if style else [])]
-    for (name, *value), own in have.groupby(keys, sort=False):
-        line = own.groupby("tokens")[[x, y]].mean()
+    fig, ax = _figure(4.4, "\n".join(filter(None, [caption, " · ".join(said)])))
+    ends = {}
+    for (name, *value), own in have.groupby(["system", *([style] if style else [])], sort=False):
+        line, tint = own.groupby("tokens")[[x, y]].mean(), color(name)
         ls = LINES[styles.index(value[0]) if value else 0]
-        ax.plot(line[x], line[y], ls=ls, color=color(name), zorder=1)
-        ends[name] = *line.iloc[-1], name, color(name)
+        ax.plot(line[x], line[y], ls=ls, color=tint, zorder=1)
+        for (tokens, at), same in own.groupby(["tokens", x]):
+            size = 6 if x == "tokens" else 4.5 + math.log2(tokens / have["tokens"].min())
+            ax.plot([at, at], _band(same[y]), color=tint, lw=1.2)
+            ax.plot(at, same[y].mean(), KINDS[kind(name)][0], color=tint, ms=size, mec="white")
+        ends[name] = *line.iloc[-1], name, tint
     ax.set(xlabel=LABELS[x], ylabel=LABELS[y], xscale="log")
-    ax.xaxis.set_minor_locator(NullLocator())
-    if x == "tokens":
-        ticks = sorted(set(have[x]))
-        ax.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])
-    else:
-        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter())
-    ax.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    counts = ticker.FixedLocator(sorted(set(have["tokens"])))
+    _ticks(ax.xaxis, counts if x == "tokens" else ticker.LogLocator(subs=(1, 2, 5)), x)
+    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
     fig.draw_without_rendering()
     _label_ends(ax, [*ends.values()])
     _finish(fig, save)
@@ -295,7 +274,7 @@ def against(
 @checked
 def cost(
     costs: pd.DataFrame,
-    save: str | Path | None = None,
+    save: File = None,
     caption: str = "the mechanism alone, one image, 2 FLOPs a multiply-add · ring: same as softmax",
     quantity: str = "flops",
     against: str = "softmax",
@@ -310,29 +289,24 @@ def cost(
     if costs.empty:
         return _nothing(costs, save, "make bench")
     table = costs.pivot_table(index="tokens", columns="mechanism", values=quantity)
-    fig = _figure(4.4, caption)
-    ax = fig.subplots()
+    fig, ax = _figure(4.4, caption)
     ends, rings, styles = [], [], {}
     for mechanism in sorted(table, key=lambda name: (_known(name), len(name))):  # k 64 before k 256
         name, tint = _look(mechanism)
         line = table[mechanism].dropna()
         width = 2.6 if mechanism == "softmax" else 1.8
         style = styles[tint] = styles.get(tint, -1) + 1
-        look = {"color": tint, "marker": "o", "ms": 4, "ls": ("-", "--", ":")[style % 3]}
-        ax.plot(line, lw=width, **look)
+        ls = LINES[style % len(LINES)]
+        ax.plot(line, marker="o", ms=4, color=tint, ls=ls, lw=width)
         ends.append((line.index[-1], line.iloc[-1], name, tint))
         for at in crossings(table.get(against, table[mechanism]), table[mechanism]):
             ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
             rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
-    ticks = table.index[:: math.ceil(len(table) / 8)]
     ax.set(xlabel="tokens", ylabel=COST_LABELS[quantity], xscale="log", yscale="log")
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
-    digits = EngFormatter() if quantity == "flops" else "{x:,.9g}"
-    ax.yaxis.set(major_formatter=digits, minor_locator=NullLocator())
+    _ticks(ax.xaxis, ticker.FixedLocator(table.index[:: math.ceil(len(table) / 8)]), "tokens")
+    _ticks(ax.yaxis, ticker.LogLocator(), quantity)
     fig.draw_without_rendering()
     _label_ends(ax, ends)
-    fig.draw_without_rendering()  # names beside the axes leave them less room
     _label_points(ax, rings)
     _finish(fig, save)
 
@@ -372,27 +346,31 @@ def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1)
 
     places = np.asarray(places, float)
     order, steps = places.argsort(kind="stable"), gap * np.arange(len(places))
-    moved = np.empty_like(places)
-    moved[order] = isotonic_regression(places[order] - steps, y_min=low, y_max=high - steps[-1])
-    moved[order] += steps
-    return moved
+    moved = isotonic_regression(places[order] - steps, y_min=low, y_max=high - steps[-1])
+    return (moved + steps)[order.argsort()]
 
 
-def _figure(height: float, caption: str) -> Figure:
+def _figure(height: float, caption: str, *panels: int, **layout) -> tuple[Figure, Axes]:
     fig = Figure((WIDTH, height))  # no pyplot: nothing to close
     fig.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
     fig.supxlabel(caption, x=0.01, ha="left", size=SMALL, color=GREY)
-    return fig
+    return fig, fig.subplots(*panels, **layout)
 
 
-def _panels(fig: Figure, rows: int, columns: int) -> list[Axes]:
-    axes = fig.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for ax in axes:
+def _pictures(height: float, caption: str, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    fig, grid = _figure(height, caption, rows, columns, squeeze=False)
+    for ax in grid.flat:
         ax.axis("off")
-    return axes
+    return fig, [*grid.flat]
 
 
-def _finish(fig: Figure, save: str | Path | None) -> None:
+def _ticks(axis: Axis, locator: ticker.Locator, quantity: str) -> None:
+    """Ticks with whole numbers and none between them; FLOPs by their prefixes, as 10 M."""
+    digits = ticker.EngFormatter() if "flops" in quantity else "{x:,.9g}"
+    axis.set(major_locator=locator, minor_locator=ticker.NullLocator(), major_formatter=digits)
+
+
+def _finish(fig: Figure, save: File) -> None:
     """The figure as PNG without a date or version, to a file and to a notebook, if there is one.
 
     In 256 colours: a third of the bytes, and no difference to the eye.
@@ -405,19 +383,16 @@ def _finish(fig: Figure, save: str | Path | None) -> None:
     if save is not None:
         if Path(save).suffix != ".png":
             raise BadInput(f"save: expected a name that ends in .png, got {save}")
-        atomic_write(Path(save), lambda path: path.write_bytes(buffer.getvalue()))
+        paths.atomic_write(Path(save), lambda path: path.write_bytes(buffer.getvalue()))
     if "ipykernel" in sys.modules:
         from IPython.display import Image
 
         display(Image(buffer.getvalue(), width=100 * WIDTH))
 
 
-def _nothing(
-    records: pd.DataFrame, save: str | Path | None, command: str = "vix reproduce"
-) -> None:
+def _nothing(records: pd.DataFrame, save: File, command: str = "vix reproduce") -> None:
     command = records["command"].iloc[0] if len(records) else command
-    fig = _figure(2.2, "")
-    ax = fig.subplots()
+    fig, ax = _figure(2.2, "")
     ax.set(xticks=[], yticks=[])
     text = lost(records) or f"no records yet:\n{command}"
     ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
@@ -429,16 +404,11 @@ def _of(records: pd.DataFrame, *more: str) -> str:
     runs = records.groupby("system")
     seeds = sorted(set(runs["seed"].nunique() if "seed" in records else runs.size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
-    profile, data, recipe = (
-        " and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")
-    )
+    same = [" and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")]
+    profile, data, recipe = same
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
-    parts = (
-        f"{profile} profile",
-        SOURCES[data].title if data in SOURCES else data,
-        f"{number} {seed}",
-        f"recipe {recipe}",
-    )
+    title = SOURCES[data].title if data in SOURCES else data
+    parts = f"{profile} profile", title, f"{number} {seed}", f"recipe {recipe}"
     doubts = [f"some {word}" for word in ("stale", "unverified") if word in set(records["status"])]
     return " · ".join(filter(None, [*parts, *doubts, *more]))
 
@@ -509,16 +479,14 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
     """Texts close to their points (x, y), off all that is drawn and each other."""
-    point = ax.figure.dpi / 72
-    frame = ax.get_window_extent()
+    ax.figure.draw_without_rendering()  # names beside the axes left them less room
+    point, frame = ax.figure.dpi / 72, ax.get_window_extent()
     drawn, texts = [], []
     for line in ax.get_lines():
         ends = ax.transData.transform(line.get_xydata())
         spots = Curve(ends[np.isfinite(ends).all(1)]).interpolated(12).vertices
         drawn += [Bbox([spot - 5 * point, spot + 5 * point]) for spot in spots]
-    around = [
-        (d, a) for d in (8, 14, 21, 30, 42, 58, 80) for a in np.arange(0, 2 * np.pi, np.pi / 8)
-    ]
+    around = [*product((8, 14, 21, 30, 42, 58, 80), np.arange(0, 2 * np.pi, np.pi / 8))]
     for *at, name, tint in points:
         spot = ax.transData.transform(at)
         look = {"ha": "center", "va": "center", "color": _ink(tint)}

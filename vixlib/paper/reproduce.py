@@ -50,10 +50,8 @@ def reproduce(
         print(f"{name:32}{took:6.0f} s")
     if write:
         answers = sorted((notebooks / "solutions").glob("*.ipynb"))
-        seconds |= {
-            f"solutions/{k}": v for k, v in execute(answers, executed / "solutions").items()
-        }
-        for name in seconds:
+        solved = execute(answers, executed / "solutions")
+        for name in (*seconds, *(f"solutions/{name}" for name in solved)):
             _strip(executed / name, notebooks / name)
         readme = paths.root() / "README.md"
         readme.write_text(rendered_readme(readme.read_text()))
@@ -66,17 +64,12 @@ def execute(notebooks: Iterable[Path], folder: Path, profile: str = DEFAULT) -> 
     """Execute notebooks with papermill, two at a time in this process; seconds by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels: equal output on every machine
+    given = {} if profile == DEFAULT else {"profile": profile}
+    how = {"kernel_name": "python3", "kernel_manager_class": _KernelManager, "progress_bar": False}
 
     def one(notebook: Path) -> tuple[str, float]:
         began = time.monotonic()
-        papermill.execute_notebook(
-            notebook,
-            folder / notebook.name,
-            parameters={} if profile == DEFAULT else {"profile": profile},
-            kernel_name="python3",
-            kernel_manager_class=_KernelManager,
-            progress_bar=False,
-        )
+        papermill.execute_notebook(notebook, folder / notebook.name, given, **how)
         return notebook.name, time.monotonic() - began
 
     with ThreadPoolExecutor(2) as pool:
@@ -99,8 +92,7 @@ class _KernelManager(AsyncKernelManager):
 def _strip(executed: Path, target: Path) -> None:
     """Copy a notebook without papermill's traces: when, where and how long."""
     notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+    for part in (notebook, *notebook.cells):
+        for trace in ("papermill", "execution"):
+            part.metadata.pop(trace, None)
     nbformat.write(notebook, target)

@@ -10,7 +10,7 @@ from functools import cache, partial
 import pandas as pd
 import torch
 
-from vixlib import paths
+from vixlib import measure, paths
 from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, held, one_of
 from vixlib.models.host import FEWEST_TOKENS
@@ -236,6 +236,14 @@ def arm(text: str, profile: str, recipe: str, seed: int) -> Run:
     name, *changes = text.split(":")
     pairs = (change.partition("=") for change in changes)
     return Run(name, profile, recipe, seed, tuple((key, json.loads(v)) for key, _, v in pairs))
+
+
+def counted(make: Callable[[], torch.nn.Module]) -> dict[str, int]:
+    """Parameters, and FLOPs of an image, of the model that `make` builds: without computing it."""
+    with torch.device("meta"):
+        model = make()
+    flops = measure.flops(make, (1, 3, *model.size))
+    return {"parameters": measure.parameters(model), "flops": flops}
 
 
 @cache

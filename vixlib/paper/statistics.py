@@ -4,6 +4,7 @@ Two runs of one seed saw the same images in the same batches, so systems are com
 Differences are in the unit of what is compared, points of accuracy; intervals are of 95 %.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,10 +52,8 @@ class Effect(NamedTuple):
 
 def interval(values: Iterable[float]) -> float:
     """Half the width of the 95 % interval of the mean, by Student's t; NaN for a single value."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return math.nan
-    return stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
+    values = pd.Series([*values], dtype=float)
+    return stdtrit(len(values) - 1, 1 - LEVEL / 2) * values.sem(skipna=False)
 
 
 @checked
@@ -117,11 +116,17 @@ def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) 
     blocks = sorted(frame[block].unique())
     whole(f"number of {block}", len(blocks))
     y = _cells(frame, response, [blocks, *factors.values()], [block, *factors])
-    square, residual = _unexplained(y.reshape(len(blocks), -1))
+    square, residual = _unexplained(y)
+    ones = {name: np.eye(len(levels)) for name, levels in factors.items()}
     sizes, terms = range(1, len(factors) + 1), {}
     with np.errstate(divide="ignore", invalid="ignore"):  # one block, or no spread
         for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
-            each, gram = _contrasts(y, factors, term)
+            # differences from the reference, of the mean over the levels of every other factor
+            parts = (
+                one[1:] - one[0] if name in term else one.mean(0) for name, one in ones.items()
+            )
+            contrasts = functools.reduce(np.kron, parts)
+            each, gram = contrasts @ y, contrasts @ contrasts.T / len(blocks)
             values, freedom = each.mean(1), len(each)
             f = float(values @ np.linalg.solve(gram, values) / freedom / square)
             halves = stdtrit(residual, 1 - LEVEL / 2) * (square * np.diag(gram)) ** 0.5
@@ -144,45 +149,34 @@ def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, bl
     for name in (response, cell, block):
         one_of("column", name, list(frame))
     blocks, cells = sorted(frame[block].unique()), [*frame[cell].unique()]
-    w = np.array([weights.get(name, 0.0) for name in cells])
     for name in weights:
         one_of(cell, name, cells)
     y = _cells(frame, response, [blocks, cells], [block, cell])
+    w = np.array([weights.get(name, 0.0) for name in cells])
     square, freedom = _unexplained(y)
     half = stdtrit(freedom, 1 - LEVEL / 2) * (square * (w @ w) / len(blocks)) ** 0.5
-    return _effect(y @ w, half, freedom)
+    return _effect(w @ y, half, freedom)
 
 
 def _unexplained(y: np.ndarray) -> tuple[float, int]:
-    """The mean square of what blocks and cells leave of y (blocks, cells); its freedom."""
+    """The mean square of what cells and blocks leave of y (cells, blocks), and its freedom."""
     freedom = (len(y) - 1) * (y.shape[1] - 1)
-    left = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+    noise = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
     with np.errstate(divide="ignore", invalid="ignore"):  # one block
-        return np.divide(np.sum(left**2), freedom), freedom
-
-
-def _contrasts(y: np.ndarray, factors: Mapping, term: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """A term's effects in each block (effects, blocks); the covariance of their means by spread."""
-    each, gram = y, np.eye(1) / len(y)
-    for name, levels in factors.items():
-        one = np.eye(len(levels))
-        part = one[:, 1:] - one[:, :1] if name in term else one.mean(1, keepdims=True)
-        each, gram = np.tensordot(each, part, (1, 0)), np.kron(gram, part.T @ part)
-    return each.reshape(len(y), -1).T, gram
+        return np.divide(np.sum(noise**2), freedom), freedom
 
 
 def _cells(frame: pd.DataFrame, response: str, levels: Sequence, names: Sequence) -> np.ndarray:
-    """The response by the levels of each name; BadInput names what is missing or doubled."""
-    seen = {cell: [] for cell in itertools.product(*levels)}
-    for *cell, value in frame[[*names, response]].itertuples(index=False, name=None):
-        seen[tuple(cell)] += [] if pd.isna(value) else [value]
-    missing = [cell for cell, values in seen.items() if not values]
-    for what, cells in (("missing", missing), ("twice", [c for c in seen if len(seen[c]) > 1])):
-        if cells:
+    """The response (cells, levels of the first name); BadInput names what misses or is doubled."""
+    given = frame.dropna(subset=[response]).set_index(names)[response]
+    wanted = pd.MultiIndex.from_product(levels)
+    counts = given.index.value_counts().reindex(wanted, fill_value=0)
+    for what, cells in (("missing", wanted[counts == 0]), ("twice", wanted[counts > 1])):
+        if len(cells):
             said = [f"{' '.join(map(str, cell))} ({names[0]} {one})" for one, *cell in cells[:4]]
             more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
             raise BadInput(f"cells {what}: {', '.join(said)}{more}")
-    return np.array([*seen.values()], float).reshape([*map(len, levels)])
+    return given.reindex(wanted).to_numpy(float).reshape(len(levels[0]), -1).T
 
 
 class Equivalence(NamedTuple):
@@ -208,14 +202,11 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     The i-th smallest becomes the largest (m - j + 1) p_j of j <= i, at most 1. NaN stays NaN and
     counts among the m: of a claim that is registered and not tested yet, p could be anything.
     """
-    p = np.asarray([*p_values], float)
+    p = pd.Series([*p_values], dtype=float)
     if ((p < 0) | (p > 1)).any():
         raise BadInput(f"p_values: expected 0 to 1, got {p.tolist()}")
-    order = np.argsort(p)  # NaN last
-    steps = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
+    steps = p.sort_values() * np.arange(len(p), 0, -1)  # NaN last
+    return steps.cummax().clip(upper=1).sort_index().to_numpy()
 
 
 class Interval(NamedTuple):

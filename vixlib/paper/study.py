@@ -27,41 +27,37 @@ FACTORS = {  # of a ViX; the reference first
     "mechanism": ["softmax", "linformer", "performer", "nystrom"],
 }
 RESPONSE = "top1"
+NOTHING = Effect(math.nan, math.nan, math.nan, 0, 0, 0)  # of what was not run
 
 
 def register() -> pd.DataFrame:
     """Every hypothesis, a row each: figures/study.csv."""
-    table = pd.read_csv(paths.shipped("study.csv"), keep_default_na=False)
-    return table.astype({"margin": float})
+    file = paths.shipped("study.csv")
+    return pd.read_csv(file, keep_default_na=False, dtype={"margin": float})
 
 
 def levels(name: str) -> dict[str, str]:
     """What a ViX has of each factor."""
-    row = system(name)
-    rotary, hybrid = (word in row.family.kind for word in ("RoPE", "hybrid"))
+    kind = system(name).family.kind
     return {
-        "position": FACTORS["position"][rotary],
-        "embedding": FACTORS["embedding"][hybrid],
-        "mechanism": row.mixer,
+        "position": FACTORS["position"]["RoPE" in kind],
+        "embedding": FACTORS["embedding"]["hybrid" in kind],
+        "mechanism": system(name).mixer,
     }
 
 
 @checked
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
-    own = records[records["status"].isin(KNOWN)]
-    own = own.dropna(subset=[RESPONSE]).set_index("name")[RESPONSE]
-    signs = arms(row)
+    known = records[records["status"].isin(KNOWN)].dropna(subset=[RESPONSE])
+    own, signs = known.set_index("name")[RESPONSE], arms(row)
     if any(run.name not in own for _, runs in signs for run in runs):
         return None
     if row["compares"].startswith("+"):
         return _of_arms(signs, registered()[row["part"]], row["seeds"], own)
-    cells = [
-        {"seed": run.seed, RESPONSE: own[run.name], **levels(run.system)}
-        for _, runs in signs
-        for run in runs
-    ]
-    frame = pd.DataFrame(cells)
+    ((_, runs),) = signs
+    frame = pd.DataFrame([{"seed": run.seed, **levels(run.system)} for run in runs])
+    frame[RESPONSE] = [own[run.name] for run in runs]
     there = {name: [x for x in known if x in set(frame[name])] for name, known in FACTORS.items()}
     factors = {name: known for name, known in there.items() if len(known) > 1}
     terms = factorial(frame, RESPONSE, factors, "seed")
@@ -110,31 +106,19 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     """
     table = register()
     rows = table.to_dict("records")
-    seen = [effect(row, records) for row in rows]
-    raw = [
-        float("nan") if e is None else p_value(e, row["test"], row["margin"])
-        for row, e in zip(rows, seen, strict=True)
-    ]
-    nothing = Effect(*[float("nan")] * 3, 0, 0, 0)
-    seen = [nothing if e is None else e for e in seen]
-    table = table.assign(p=raw, adjusted=holm(raw), effect=[e.value for e in seen])
-    table = table.assign(half=[e.half for e in seen])
-    table = table.assign(agreeing=[e.agreeing for e in seen], pairs=[e.pairs for e in seen])
+    seen = [effect(row, records) or NOTHING for row in rows]
+    asked = [(e, row["test"], row["margin"]) for e, row in zip(seen, rows, strict=True)]
+    table["p"] = [p_value(*claim) for claim in asked]
+    table["adjusted"] = holm(table["p"])
+    table[["effect", "half"]] = [(e.value, e.half) for e in seen]
+    table[["agreeing", "pairs"]] = [(e.agreeing, e.pairs) for e in seen]
     table["scope"] = [scope(row) for row in rows]
-    table["verdict"] = [
-        decides(e, row["test"], row["margin"], row["seeds"], adjusted)
-        for row, e, adjusted in zip(rows, seen, table["adjusted"], strict=True)
-    ]
-    claim = ["compares", "test", "margin"]
-    budgets = {
-        key: dict(zip(own["part"], own["verdict"], strict=True))
-        for key, own in table.groupby(claim)
-    }
-    keys = table[claim].itertuples(index=False, name=None)
-    table["overall"] = [
-        stands(budgets[key]) if len(budgets[key]) > 1 else word
-        for key, word in zip(keys, table["verdict"], strict=True)
-    ]
+    decided = zip(asked, table["seeds"], table["adjusted"], strict=True)
+    table["verdict"] = [decides(*claim, *rest) for claim, *rest in decided]
+    budgets = table.groupby(["compares", "test", "margin"])["verdict"]
+    table["overall"] = budgets.transform(
+        lambda words: stands(words.to_dict()) if len(words) > 1 else words.iloc[0]
+    )
     return table
 
 

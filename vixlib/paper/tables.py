@@ -4,15 +4,17 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from vixlib import measure, paths
+from vixlib import paths
 from vixlib.data import SOURCES
 from vixlib.errors import checked, one_of
-from vixlib.paper.runs import PROFILES, published
+from vixlib.paper.runs import PROFILES, counted, published
 from vixlib.paper.statistics import interval
 from vixlib.systems import build
 
@@ -39,15 +41,13 @@ def machine(profile: str) -> pd.DataFrame:
 @checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
-    rows = []
-    for run in runs:
-        s = run.settings
-        size = f"{run.tokens:,}", s["epochs"], s["batch"]
-        rows.append(
-            (run.name, run.system, SOURCES[s["dataset"]].title, *size, run.recipe, run.seed)
-        )
     names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
-    return _indexed(pd.DataFrame(rows, columns=names))
+    rows = [
+        asdict(run) | run.settings | {"run": run.name, "tokens": f"{run.tokens:,}"} for run in runs
+    ]
+    table = pd.DataFrame(rows, columns=names)
+    table["dataset"] = [SOURCES[name].title for name in table["dataset"]]
+    return _indexed(table)
 
 
 @checked
@@ -89,10 +89,8 @@ def measured(
     names = [f"{value}_{part}" for part in ("median", "q25", "q75")]
     names = names if names[0] in rows else [value]
     have = rows.dropna(subset=names)
-    text = [
-        f"{first:.2f}" + (f" ({rest[0]:.2f}–{rest[1]:.2f})" if rest else "")
-        for first, *rest in have[names].itertuples(index=False)
-    ]
+    form = "{:.2f} ({:.2f}–{:.2f})" if len(names) > 1 else "{:.2f}"
+    text = [form.format(*numbers) for numbers in have[names].itertuples(index=False)]
     table = have.assign(text=pd.Series(text, have.index, str))
     return table.pivot_table("text", [*index], columns, "first", sort=False).fillna("")
 
@@ -113,14 +111,8 @@ def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd
 @checked
 def sizes(names: Iterable[str], **settings) -> pd.DataFrame:
     """Parameters and millions of FLOPs an image of each system, at the settings of `build`."""
-    rows = []
-    for name in names:
-        with torch.device("meta"):
-            model = build(name, **settings)
-        shape = (1, 3, *model.size)
-        rows.append(
-            (name, measure.parameters(model), measure.flops(lambda m=model: m, shape) / 1e6)
-        )
+    found = [(name, counted(partial(build, name, **settings))) for name in names]
+    rows = [(name, own["parameters"], own["flops"] / 1e6) for name, own in found]
     return pd.DataFrame(rows, columns=["system", "parameters", "mflops"])
 
 
@@ -148,12 +140,11 @@ def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
     """Where two lines over the same x cross, straight on logarithmic axes between their points."""
     x, y = (np.log(np.asarray(values, float)) for values in (one.index, one))
     gap = np.log(np.asarray(other, float)) - y
-    found = []
     gap[gap == 0] = np.finfo(float).tiny  # touching at a point counts once, where a line goes on
-    for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
-        share = gap[i] / (gap[i] - gap[i + 1])
-        found.append(tuple(np.exp([v[i] + share * (v[i + 1] - v[i]) for v in (x, y)]).tolist()))
-    return found
+    (i,) = np.nonzero(gap[:-1] * gap[1:] < 0)
+    share = gap[i] / (gap[i] - gap[i + 1])
+    at, heights = (np.exp(v[i] + share * (v[i + 1] - v[i])).tolist() for v in (x, y))
+    return [*zip(at, heights, strict=True)]
 
 
 def cheaper(line: pd.Series, against: pd.Series) -> str:
@@ -161,14 +152,11 @@ def cheaper(line: pd.Series, against: pd.Series) -> str:
     both = pd.DataFrame({"line": line, "against": against}).dropna()
     if both.empty:
         return "not measured"
-    line, against = both["line"], both["against"]
-    inner = [float(f"{x:.3g}") for x, _ in crossings(against, line)]
-    edges = [both.index[0], *inner, both.index[-1]]
-    first = 0 if line.iloc[0] < against.iloc[0] else 1
+    inner = [float(f"{x:.3g}") for x, _ in crossings(both["against"], both["line"])]
+    edges = [f"{x:,.0f}" for x in (both.index[0], *inner, both.index[-1])]
+    first = int(both["line"].iloc[0] >= both["against"].iloc[0])
     ranges = zip(edges[first::2], edges[first + 1 :: 2], strict=False)
-    return (
-        " and ".join(f"{a:,.0f} to {b:,.0f}" for a, b in ranges) or f"nowhere to {edges[-1]:,.0f}"
-    )
+    return " and ".join(map(" to ".join, ranges)) or f"nowhere to {edges[-1]}"
 
 
 def having(records: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -30,10 +30,8 @@ def rebuilt(path: Path) -> tuple[Run, dict]:
         run = Run(*who, tuple((name, record[name]) for name in names))
         today = json.loads(json.dumps({"name": run.name} | run.settings))
         for name, value in today.items():
-            if value not in (
-                None,
-                record.get(name, value),
-            ):  # None: all; younger settings are not there
+            # None: all; younger settings are not there
+            if value not in (None, record.get(name, value)):
                 raise ValueError(f"{name} was {record[name]}, is {value}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"cannot replay {path}: {error}") from error
