@@ -211,6 +211,34 @@ def test_effects_are_differences_from_the_reference(design):
             assert effect.freedom == model.df_resid
 
 
+@pytest.mark.parametrize("weights", [{"b": 1, "a": -1}, {"a": 1, "b": -1, "c": -2, "d": 2}])
+@pytest.mark.parametrize("blocks", [2, 3, 6])
+def test_a_contrast_is_that_of_the_linear_model(weights, blocks):
+    """With one factor and blocks; every cell tells of the spread, those without a weight, too."""
+    arms = {"arm": [*"cbdae"]}
+    frame = trained(arms, blocks, np.random.default_rng(blocks))
+    ours = statistics.contrast(frame, "top1", weights, "arm", "seed")
+    model = ols("top1 ~ C(seed, Sum) + C(arm, Sum)", frame).fit()
+    rows = [
+        w * model.model.exog[(frame["arm"] == a).to_numpy()].mean(0) for a, w in weights.items()
+    ]
+    trusted = model.t_test(sum(rows))
+    low, high = trusted.conf_int()[0]
+    close((ours.value, ours.half, ours.p), (trusted.effect[0], (high - low) / 2, trusted.pvalue))
+    assert ours.freedom == model.df_resid == (blocks - 1) * 4
+    assert ours.pairs == blocks
+    wide = frame.pivot_table("top1", "seed", "arm")
+    by_hand = sum(w * wide[a] for a, w in weights.items())
+    assert ours.agreeing == (by_hand * ours.value > 0).sum()
+
+
+def test_a_contrast_of_two_arms_alone_is_paired():
+    frame = trained({"arm": [*"ab"]}, 4, np.random.default_rng(0))
+    wide = frame.pivot_table("top1", "seed", "arm")
+    ours = statistics.contrast(frame, "top1", {"a": 1, "b": -1}, "arm", "seed")
+    close([*ours], [*paired(wide["a"], wide["b"])])
+
+
 def test_an_effect_counts_the_seeds_that_agree():
     frame = trained(STUDY, 5, np.random.default_rng(3))
     mean = frame.groupby(["seed", "position", "mechanism"])["top1"].mean()
@@ -566,6 +594,14 @@ BAD = [
     (lambda: study(FRAME, factors={"position": ["learned"]}), r"position: expected two levels"),
     (lambda: study(FRAME, factors={"position": ["rotary"] * 2}), r"position: expected two levels"),
     (lambda: study(FRAME, block="round"), r"unknown column 'round'"),
+    (
+        lambda: statistics.contrast(FRAME, "top1", {"tanh": 1}, "mechanism", "seed"),
+        r"unknown mechanism 'tanh'",
+    ),
+    (
+        lambda: statistics.contrast(FRAME, "top1", {"softmax": 1}, "kernel", "seed"),
+        r"unknown column 'kernel'",
+    ),
     (lambda: equivalent(SURE, -1), r"margin: expected at least 0"),
     (lambda: equivalent(0.5), r"effect: expected Effect, got 0\.5"),
     (lambda: holm([0.5, 1.5]), r"p_values: expected 0 to 1, got \[0\.5, 1\.5\]"),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vixlib.errors import BadInput
-from vixlib.paper import runs, study
+from vixlib.paper import figures, runs, study
 from vixlib.paper.runs import Run, arm, queue, registered
 
 REGISTER = study.register().set_index("hypothesis", drop=False)
@@ -135,3 +135,105 @@ def test_the_study_sees_all_of_cifar10():
     profile = runs.PROFILES["study"]
     assert (profile.train_images, profile.validation_images) == (None, 5000)
     assert profile.sizes == runs.PROFILES["laptop"].sizes
+
+
+def test_all_arms_of_a_part_tell_how_far_runs_spread():
+    """Two arms at three seeds leave two degrees of freedom, the whole part a dozen times as many.
+
+    An arm that lacks a seed says nothing yet; that of ViT stands in C1 and counts all the same.
+    """
+    records = simulated(nothing)
+    row = REGISTER.loc["std-vit"].to_dict()
+    arms = len(registered()["F"]) // 3 + 1
+    assert study.effect(row, records).freedom == 2 * (arms - 1)
+    fewer = records[~records["name"].str.contains("padded=true") | (records["seed"] < 2)]
+    assert study.effect(row, fewer).freedom == 2 * (arms - 2)
+    wanted = {run.name for _, runs in study.arms(row) for run in runs}
+    alone = records[records["name"].isin(wanted)]
+    wide = alone.assign(one=alone["name"].str.contains("std")).pivot_table("top1", "seed", "one")
+    own = study.effect(row, alone)
+    assert own.freedom == 2
+    assert own.value == pytest.approx((wide[True] - wide[False]).mean())
+    spread = (wide[True] - wide[False]).std()
+    assert own.half == pytest.approx(4.302653 * spread / 3**0.5, rel=1e-6)
+
+
+def claim(found, name):
+    return found.set_index("hypothesis").loc[name].to_dict()
+
+
+def test_a_sentence_follows_the_records():
+    def hybrids_gain(sign):
+        found = study.verdicts(simulated(lambda run: sign * 3.0 * ("Hybrid" in run.system), 0.15))
+        return study.sentence(claim(found, "convolution"))
+
+    gain, loss = hybrids_gain(1), hybrids_gain(-1)
+    assert "Holds: +" in gain
+    assert "in 3 of 3 seeds" in gain
+    assert "Does not hold: −" in loss
+    for text in (gain, loss):
+        assert text.startswith("Convolutions in place of the linear embedding raise accuracy. ")
+        assert "16 systems, 256 tokens, 8 epochs, 3 seeds" in text
+    two = simulated(nothing)
+    few = study.sentence(claim(study.verdicts(two[two["seed"] < 2]), "convolution"))
+    assert "Not tested yet" in few
+    assert "`vix train --queue study`" in few
+
+
+def test_a_reader_s_table_has_each_effect_its_interval_and_scope():
+    found = study.verdicts(simulated(lambda run: -2.04 * ("RoPE" in run.system), noise=0.2))
+    table = study.told(found)
+    assert list(table.columns) == ["effect", "95 % interval", "verdict", "scope"]
+    assert len(table) == len(REGISTER)
+    row, seen = table.loc[REGISTER.loc["rope", "says"]], claim(found, "rope")
+    low, high = seen["effect"] - seen["half"], seen["effect"] + seen["half"]
+    assert row["effect"] == f"−{abs(seen['effect']):.1f}"
+    assert row["95 % interval"] == f"−{abs(low):.1f} to −{abs(high):.1f}"
+    assert row["verdict"] == "does not hold"
+    assert (
+        table.loc[REGISTER.loc["padding", "says"], "scope"] == "ViN, 256 tokens, 4 epochs, 3 seeds"
+    )
+    empty = study.told(study.verdicts(simulated(nothing).iloc[:0]))
+    assert set(empty["effect"]) == set(empty["95 % interval"]) == {""}
+
+
+def test_costs_are_those_of_the_runs_that_are_there():
+    records = simulated(nothing).assign(cpu_seconds=1800.0)
+    records.loc[records["name"] == registered()["A"][0].name, "status"] = "missing"
+    table = study.costs(records)
+    assert table.loc["A", "runs"] == "47 of 48"
+    assert table.loc["A", "core-hours"] == 23.5
+    assert table.loc["0", "runs"] == "15 of 15"
+    assert (study.costs(records.iloc[:0])["core-hours"] == 0).all()
+
+
+def test_the_rate_is_that_of_the_rule():
+    """The last row of the validation curve counts, never the test set; near 0.001 it is 0.001."""
+    gain = {0.0005: 0.0, 0.001: 0.0, 0.002: 0.0}
+
+    def records():
+        rows = []
+        for run in registered()["0"]:
+            last = 40 + gain[run.settings["lr"]] + len(run.system) / 10
+            curve = [{"epoch": 1, "top1": 99.0}, {"epoch": 2, "top1": last}]
+            known = {"name": run.name, "system": run.system, "lr": run.settings["lr"]}
+            rows.append(known | {"status": "read", "curve": curve, "top1": -last})
+        return pd.DataFrame(rows)
+
+    assert study.chosen_rate(study.rates(records())) == 0.001
+    gain[0.002] = 0.08
+    assert study.chosen_rate(study.rates(records())) == 0.001
+    gain[0.002] = 0.12
+    assert study.chosen_rate(study.rates(records())) == 0.002
+    gain[0.0005] = 0.3
+    assert study.chosen_rate(study.rates(records())) == 0.0005
+    assert study.chosen_rate(study.rates(records().iloc[1:])) is None
+    assert study.rates(records()).loc["ViT", 0.0005] == pytest.approx(40.6)
+
+
+@pytest.mark.parametrize("there", [1, 0])
+def test_a_forest_draws_tested_and_untested(tmp_path, there):
+    records = simulated(lambda run: -2.0 * ("RoPE" in run.system))
+    judged = study.verdicts(records if there else records.iloc[:0])
+    figures.forest(judged[judged["part"] == "A"], save=tmp_path / "forest.png")
+    assert (tmp_path / "forest.png").stat().st_size > 10_000

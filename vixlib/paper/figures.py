@@ -7,6 +7,7 @@ import io
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -307,6 +308,35 @@ def cost(
     fig.draw_without_rendering()
     _label_ends(ax, ends)
     _label_points(ax, rings)
+    _finish(fig, save)
+
+
+@checked
+def forest(judged: pd.DataFrame, save: str | Path | None = None, caption: str = "") -> None:
+    """Effects with their 95 % intervals, a row a hypothesis; shaded is where it would hold.
+
+    `judged` are rows of study.verdicts; of one that is not tested yet only its name is drawn.
+    """
+    one_of("column", "effect", judged)
+    tested = judged["effect"].notna()
+    reach = (judged["effect"].abs() + judged["half"].fillna(0)).max()
+    reach = 1.15 * max(1.0, *judged["margin"], 0 if math.isnan(reach) else reach)
+    fig = _figure(0.9 + 0.5 * len(judged), caption)
+    ax = fig.subplots()
+    for y, row in enumerate(judged.itertuples()):
+        holds = {">": (row.margin, reach), "<": (-reach, -row.margin)}
+        between = holds.get(row.test, (-row.margin, row.margin))
+        ax.fill_betweenx([y - 0.42, y + 0.42], *between, color=YOURS, alpha=0.2, lw=0)
+        if tested[row.Index]:
+            ink = GREY if row.overall == "not resolved" else "black"
+            ax.errorbar(row.effect, y, xerr=row.half, fmt="o", color=ink, ms=6, capsize=3)
+        ax.text(1.02, y, row.overall, transform=ax.get_yaxis_transform(), va="center", size=SMALL)
+    ax.axvline(0, color="0.6", lw=1, zorder=0)
+    names = [textwrap.fill(row.says, 42) for row in judged.itertuples()]
+    ax.set_yticks(range(len(names)), names, size=SMALL)
+    ax.set(xlim=(-reach, reach), ylim=(len(judged) - 0.5, -0.5))
+    ax.set_xlabel("difference in test accuracy (points)")
+    ax.grid(axis="y", visible=False)
     _finish(fig, save)
 
 

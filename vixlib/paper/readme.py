@@ -1,9 +1,12 @@
-"""README's table of results, drawn from records."""
+"""README's tables: what is claimed and seen, what departures are worth, results; from records."""
 
 import re
 from collections.abc import Iterable
 
-from vixlib.paper.runs import runs
+import pandas as pd
+
+from vixlib.paper import study
+from vixlib.paper.runs import queue, runs
 from vixlib.paper.tables import results
 from vixlib.paper.training import read
 from vixlib.systems import NOTEBOOKS, RESULTS, system
@@ -12,7 +15,15 @@ DEFAULT = "laptop"  # the profile that the committed notebooks show
 
 
 def rendered_readme(text: str) -> str:
-    """README with its table of results drawn from today's records of the default profile."""
+    """README with its tables drawn from today's records of the study and the default profile."""
+    records = read(queue("study"))
+    judged, costs = study.verdicts(records), study.costs(records)
+    done = f"{(records['status'] != 'missing').sum()} of {len(records)} runs"
+    spent = f"{costs['core-hours'].sum():.1f} of about {costs['estimated for all'].sum():.0f}"
+    departs = judged["part"] == "F"
+    cost = ["", f"So far {done} are there; they took {spent} core-hours."]
+    text = between(text, "claims", claims(judged[~departs]) + cost)
+    text = between(text, "departures", claims(judged[departs]))
     lines = [
         "| system | logged | ours | peak MB | parameters | notebook |",
         "|---|--:|--:|--:|--:|---|",
@@ -23,6 +34,13 @@ def rendered_readme(text: str) -> str:
         cells = name, *row[["logged", "ours", "peak MB", "parameters"]], link
         lines.append(f"| {' | '.join(cells)} |")
     return between(text, "results", lines)
+
+
+def claims(judged: pd.DataFrame) -> list[str]:
+    """Verdicts as lines of a table."""
+    lines = ["| claim | effect | 95 % interval | verdict | scope |", "|---|--:|---|---|---|"]
+    told = study.told(judged).itertuples(name=None)
+    return lines + [f"| {' | '.join(cells)} |" for cells in told]
 
 
 def between(text: str, name: str, lines: Iterable[str]) -> str:

@@ -116,12 +116,10 @@ def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) 
     blocks = sorted(frame[block].unique())
     whole(f"number of {block}", len(blocks))
     y = _cells(frame, response, [blocks, *factors.values()], [block, *factors])
-    noise = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
-    residual = (len(blocks) - 1) * (len(y) - 1)
+    square, residual = _unexplained(y)
     ones = {name: np.eye(len(levels)) for name, levels in factors.items()}
     sizes, terms = range(1, len(factors) + 1), {}
     with np.errstate(divide="ignore", invalid="ignore"):  # one block, or no spread
-        square = np.divide(np.sum(noise**2), residual)
         for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
             # differences from the reference, of the mean over the levels of every other factor
             parts = (
@@ -138,6 +136,34 @@ def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) 
             p = float(fdtrc(freedom, residual, f))
             terms[" x ".join(term)] = Term(f, p, freedom, residual, effects)
     return terms
+
+
+@checked
+def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, block: str) -> Effect:
+    """A weighted sum of cells' means, in blocks (Fisher, 1935): y = block + cell + e.
+
+    All cells of the frame, each seen once in every block, tell how far e spreads, not those with a
+    weight alone: (blocks - 1) (cells - 1) degrees of freedom are left. As in `factorial`, one
+    spread serves all.
+    """
+    for name in (response, cell, block):
+        one_of("column", name, list(frame))
+    blocks, cells = sorted(frame[block].unique()), [*frame[cell].unique()]
+    for name in weights:
+        one_of(cell, name, cells)
+    y = _cells(frame, response, [blocks, cells], [block, cell])
+    w = np.array([weights.get(name, 0.0) for name in cells])
+    square, freedom = _unexplained(y)
+    half = stdtrit(freedom, 1 - LEVEL / 2) * (square * (w @ w) / len(blocks)) ** 0.5
+    return _effect(w @ y, half, freedom)
+
+
+def _unexplained(y: np.ndarray) -> tuple[float, int]:
+    """The mean square of what cells and blocks leave of y (cells, blocks), and its freedom."""
+    freedom = (len(y) - 1) * (y.shape[1] - 1)
+    noise = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):  # one block
+        return np.divide(np.sum(noise**2), freedom), freedom
 
 
 def _cells(frame: pd.DataFrame, response: str, levels: Sequence, names: Sequence) -> np.ndarray:

@@ -7,7 +7,10 @@ of arms, such as "+ ViN:epochs=4 - ViT:epochs=4", seed by seed.
 
 import math
 import re
+import tomllib
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -15,7 +18,7 @@ from vixlib import paths
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.records import KNOWN
 from vixlib.paper.runs import Run, arm, registered
-from vixlib.paper.statistics import Effect, decides, factorial, holm, p_value, paired, stands
+from vixlib.paper.statistics import Effect, contrast, decides, factorial, holm, p_value, stands
 from vixlib.systems import system
 
 FACTORS = {  # of a ViX; the reference first
@@ -51,9 +54,7 @@ def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     if any(run.name not in own for _, runs in signs for run in runs):
         return None
     if row["compares"].startswith("+"):
-        values = [sign * own[[run.name for run in runs]].to_numpy() for sign, runs in signs]
-        total = pd.Series(sum(values))
-        return paired(total, 0 * total)
+        return _of_arms(signs, registered()[row["part"]], row["seeds"], own)
     ((_, runs),) = signs
     frame = pd.DataFrame([{"seed": run.seed, **levels(run.system)} for run in runs])
     frame[RESPONSE] = [own[run.name] for run in runs]
@@ -63,6 +64,21 @@ def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     term, _, label = row["compares"].partition(": ")
     effects = terms[one_of("term", term, terms)].effects
     return effects[one_of("effect", label, effects)]
+
+
+def _of_arms(signs: list, part: list[Run], seeds: int, own: pd.Series) -> Effect:
+    """A sum of arms; all arms of the part that have every seed tell how far runs spread."""
+    weights = Counter()
+    for sign, runs in signs:
+        weights[replace(runs[0], seed=0).name] += sign
+    every = dict.fromkeys([*part, *(run for _, runs in signs for run in runs)])
+    frame = pd.DataFrame(
+        {"arm": replace(run, seed=0).name, "seed": run.seed, RESPONSE: own[run.name]}
+        for run in every
+        if run.name in own
+    )
+    whole = frame.groupby("arm")["seed"].transform("size") == seeds
+    return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
 
 
 def arms(row: Mapping) -> list[tuple[int, list[Run]]]:
@@ -85,7 +101,8 @@ def arms(row: Mapping) -> list[tuple[int, list[Run]]]:
 def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     """The register with each effect, its interval and p, adjusted over all of them, and verdict.
 
-    `overall` is the verdict at all budgets: rows that compare the same in different parts.
+    `overall` is the verdict at all budgets: rows that compare the same in different parts; `scope`
+    is what was trained.
     """
     table = register()
     rows = table.to_dict("records")
@@ -94,7 +111,8 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     table["p"] = [p_value(*claim) for claim in asked]
     table["adjusted"] = holm(table["p"])
     table[["effect", "half"]] = [(e.value, e.half) for e in seen]
-    table["agreeing"] = [e.agreeing for e in seen]
+    table[["agreeing", "pairs"]] = [(e.agreeing, e.pairs) for e in seen]
+    table["scope"] = [scope(row) for row in rows]
     decided = zip(asked, table["seeds"], table["adjusted"], strict=True)
     table["verdict"] = [decides(*claim, *rest) for claim, *rest in decided]
     budgets = table.groupby(["compares", "test", "margin"])["verdict"]
@@ -102,3 +120,82 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
         lambda words: stands(words.to_dict()) if len(words) > 1 else words.iloc[0]
     )
     return table
+
+
+def scope(row: Mapping) -> str:
+    """What a hypothesis was tried on: systems, tokens, epochs, seeds."""
+    wanted = [run for _, runs in arms(row) for run in runs]
+    systems = [*dict.fromkeys(run.system for run in wanted)]
+    few = ", ".join(systems) if len(systems) < 3 else f"{len(systems)} systems"
+    epochs = "/".join(map(str, sorted({run.settings["epochs"] for run in wanted})))
+    tokens = max(run.tokens for run in wanted)
+    return f"{few}, {tokens:,} tokens, {epochs} epochs, {row['seeds']} seeds"
+
+
+@checked
+def told(judged: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts as a reader sees them: claim, effect, interval, verdict, scope."""
+    rows = judged.to_dict("records")
+    numbers = [(points(r["effect"]), interval_of(r), r["overall"], r["scope"]) for r in rows]
+    columns = ["effect", "95 % interval", "verdict", "scope"]
+    claims = pd.Index([row["says"] for row in rows])
+    return pd.DataFrame(numbers, claims, columns).rename_axis(columns="claim")
+
+
+def points(value: float) -> str:
+    """Points of accuracy with their sign; empty for NaN."""
+    return "" if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def interval_of(row: Mapping) -> str:
+    """The 95 % interval of an effect as text; empty without one."""
+    ends = (row["effect"] - row["half"], row["effect"] + row["half"])
+    return "" if math.isnan(sum(ends)) else " to ".join(map(points, ends))
+
+
+def sentence(row: Mapping) -> str:
+    """A row of verdicts in words; they change with the records."""
+    if math.isnan(row["effect"]):
+        return f"{row['says']} Not tested yet ({row['scope']}): `vix train --queue study`."
+    seen = f"{points(row['effect'])} ± {row['half']:.1f} points"
+    agree = f"of this sign in {row['agreeing']} of {row['pairs']} seeds"
+    kept = f"; kept means within {row['margin']:g} points" if row["test"] == "keeps" else ""
+    word = row["overall"].capitalize()
+    return f"{row['says']} {word}: {seen}, {agree} ({row['scope']}{kept})."
+
+
+@checked
+def costs(records: pd.DataFrame) -> pd.DataFrame:
+    """Runs and core-hours of each part: those that are there, those that were registered."""
+    parts = tomllib.loads(paths.shipped("study.toml").read_text())
+    own = records[records["status"].isin(KNOWN)].reindex(columns=["name", "cpu_seconds"])
+    hours, rows = own.set_index("name")["cpu_seconds"] / 3600, {}
+    for part, runs in registered().items():
+        there = [run.name for run in runs if run.name in hours.index]
+        done = f"{len(there)} of {len(runs)}"
+        rows[part] = done, round(float(hours[there].sum()), 1), parts[part]["hours"]
+    columns = ["runs", "core-hours", "estimated for all"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis(columns="part")
+
+
+@checked
+def rates(records: pd.DataFrame) -> pd.DataFrame:
+    """Part 0: the last validation accuracy of each system, a column a learning rate."""
+    names = [run.name for run in registered()["0"]]
+    own = records[records["name"].isin(names) & records["status"].isin(KNOWN)]
+    last = [curve[-1]["top1"] for curve in own.reindex(columns=["curve"])["curve"]]
+    table = own.assign(last=last).pivot_table("last", "system", "lr", sort=False)
+    return table.sort_index(axis=1).rename_axis(index=None)
+
+
+@checked
+def chosen_rate(table: pd.DataFrame, usual: float = 0.001, near: float = 0.1) -> float | None:
+    """The rule of part 0: the highest mean of `rates`, the usual one within `near` of it.
+
+    None while a run is missing.
+    """
+    wanted = registered()["0"]
+    if table.count().sum() < len(wanted):
+        return None
+    means = table.mean()
+    return usual if means[usual] >= means.max() - near else means.idxmax()
