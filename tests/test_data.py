@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 
-from vixlib import data, paths
+from vixlib import data, download, paths
 from vixlib.errors import BadInput, DataError
 
 CLASSES = data.SOURCES["cifar10"].classes
@@ -253,14 +253,14 @@ class TestMirrors:
 
     def test_two_processes_at_once(self, archive, cifar, monkeypatch):
         """The other one finishes first: its copy is used and ours vanishes."""
-        fetch = data._fetch
+        fetch = download._fetch
 
         def slow(url, file):
             fetch(url, file)
             shutil.copytree(cifar, paths.root() / "data" / BATCHES)
 
         change(monkeypatch, "cifar10", mirrors=(archive.as_uri(),))
-        monkeypatch.setattr(data, "_fetch", slow)
+        monkeypatch.setattr(download, "_fetch", slow)
         check(data.load("cifar10"), cifar)
         assert os.listdir(paths.root() / "data") == [BATCHES]
 
@@ -272,7 +272,7 @@ class TestMirrors:
     def test_all_fail(self, web, archive, monkeypatch):
         url, _ = web
         (archive.parent / "bad").write_bytes(b"a login page")
-        monkeypatch.setattr(data, "TIMEOUT", 0.3)
+        monkeypatch.setattr(download, "TIMEOUT", 0.3)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             dead = f"http://127.0.0.1:{silent.getsockname()[1]}/dead"
             mirrors = (f"{url}/absent", f"{url}/bad", dead)
@@ -721,7 +721,7 @@ class TestWhatIsFixed:
             asked.append(timeout)
             raise OSError("silent")
 
-        monkeypatch.setattr(data, "urlopen", urlopen)
+        monkeypatch.setattr(download, "urlopen", urlopen)
         monkeypatch.setenv("VIXLIB_MIRROR", "http://nowhere.invalid/file")
         with pytest.raises(DataError, match="could not be downloaded"):
             data.load("cifar10")
@@ -738,7 +738,7 @@ class TestWhatIsFixed:
             seen.append((official, into.parent))
             (into / "whole").mkdir()
 
-        assert data._find(source, unpack, tmp_path, False) == tmp_path / "whole"
+        assert download.find(source, unpack, tmp_path, False) == tmp_path / "whole"
         assert seen == [(tmp_path / "packed", tmp_path)]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "whole"]
 
