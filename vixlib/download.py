@@ -4,17 +4,24 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from tqdm import tqdm
 
+from vixlib import paths
+from vixlib.checkpoint import check_room
 from vixlib.errors import DataError
 
-TIMEOUT = 30  # seconds of silence after which a mirror counts as dead
+TIMEOUT = 30  # seconds of silence after which a connection counts as dead
+LIMIT = 3600  # seconds that a mirror has for a file, however often it is asked
+TRIES = 3  # connections to a mirror, each for what is missing
 
 
 class Source(NamedTuple):
@@ -31,10 +38,14 @@ class Source(NamedTuple):
     forms: tuple[str, ...]
     mirrors: tuple[str, ...]
     md5: str = ""
+    size: int = 0  # of the archive, in bytes
 
 
 def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
-    """The first form of a dataset in `root`: there, or made whole of a later one or a download."""
+    """The first form of a dataset in `root`: there, or made whole of a later one or a download.
+
+    It is made by one process at a time, in the project's data/ where `root` is read-only.
+    """
     title, forms = source.title, source.forms
     kept, archive = root / forms[0], forms[1]
     official = next((root / form for form in forms if (root / form).exists()), None)
@@ -43,21 +54,30 @@ def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
     if official is None and not download:
         looked = ", ".join(forms)
         raise DataError(f"no {title} in {root}: looked for {looked}; name its folder: --data DIR")
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as scratch:
-        official = official or _download(source, Path(scratch, archive))
-        if official.is_file():
-            verify(official, source.md5)
-        unpack(official, Path(scratch))
-        try:
-            return Path(scratch, forms[0]).rename(kept)
-        except OSError:  # another process was first
-            if not kept.exists():
-                raise
+    if official and official.is_file():
+        verify(official, source.md5, source.size)
+    if official and not os.access(root, os.W_OK):
+        root = paths.root() / "data"
+        kept = root / forms[0]
+    check_room(root, source.size)
+    lock, prefix = root / f".{archive}.lock", f"unfinished-{archive}-"
+    with FileLock(lock):
+        if kept.exists():  # by now
             return kept
+        for left in root.glob(f"{prefix}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as scratch:
+            unpack(official or _download(source, Path(scratch, archive)), Path(scratch))
+            if not kept.exists():  # by a process that holds no lock
+                Path(scratch, forms[0]).rename(kept)
+        lock.unlink()  # nobody needs it any more
+        return kept
 
 
-def verify(file: Path, md5: str) -> None:
+def verify(file: Path, md5: str, size: int = 0) -> None:
+    """DataError where a file is cut short, its size being known, or has another checksum."""
+    if file.stat().st_size < size:
+        raise DataError(f"{file} is truncated: {file.stat().st_size} of {size} bytes")
     with file.open("rb") as stream:
         got = hashlib.file_digest(stream, "md5").hexdigest()
     if got != md5:
@@ -69,20 +89,51 @@ def _download(source: Source, archive: Path) -> Path:
     failures = []
     for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *source.mirrors)):
         try:
-            _fetch(url, archive)
+            _fetch(url, archive, source.size)
             verify(archive, source.md5)
             return archive
         except (OSError, ValueError, HTTPException) as error:
-            failures.append(f"{url}: {error}")
+            failures.append(f"{url}: {' '.join(str(error).split())}")
+            archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of it
     causes = "; ".join(failures)
     raise DataError(
         f"{source.title} could not be downloaded; with a copy at hand: --data DIR ({causes})"
     )
 
 
-def _fetch(url: str, file: Path) -> None:
-    request = Request(url, headers={"User-Agent": "vixlib"})
-    with urlopen(request, timeout=TIMEOUT) as source, file.open("wb") as target:
-        total = int(source.headers.get("Content-Length") or 0) or None
-        with tqdm.wrapattr(source, "read", total, desc=request.host, mininterval=2) as watched:
-            shutil.copyfileobj(watched, target)
+def _fetch(url: str, file: Path, size: int) -> None:
+    """A file of so many bytes from one mirror, over TRIES connections if they break."""
+    end, broken = time.monotonic() + LIMIT, None
+    for _ in range(TRIES):
+        try:
+            return _receive(url, file, size, end)
+        except HTTPError:  # what a mirror refuses it refuses again
+            raise
+        except (OSError, HTTPException) as error:
+            broken = error
+    raise broken
+
+
+def _receive(url: str, file: Path, size: int, end: float) -> None:
+    """What is missing of a file, until `end`. OSError: truncated, silent; ValueError: another."""
+    have = file.stat().st_size if file.exists() else 0
+    headers = {"User-Agent": "vixlib"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = Request(url, headers=headers)
+    with urlopen(request, timeout=TIMEOUT) as reply:
+        if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0
+        announced = have + int(reply.headers.get("Content-Length") or size - have)
+        with (
+            file.open("ab" if have else "wb") as target,
+            tqdm(total=size, initial=have, desc=request.host, unit="B", mininterval=2) as bar,
+        ):
+            while have < announced == size and (piece := reply.read1(2**16)):
+                target.write(piece[: size - have])
+                have += len(piece)
+                bar.update(len(piece))
+                if time.monotonic() > end:
+                    raise OSError(f"not whole after {LIMIT} s: {have} of {size} bytes")
+    if max(have, announced) > size or announced < size:
+        raise ValueError(f"another file: expected {size} bytes, got {max(have, announced)}")
+    if have < size:
+        raise OSError(f"truncated: {have} of {size} bytes")
