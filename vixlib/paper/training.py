@@ -9,7 +9,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
@@ -260,12 +261,23 @@ def perform_all(
             _work(wanted, states, 1, again, options)
         else:
             states = _side_by_side(wanted, workers, again, options)
-    failed = sum(state == FAILED for state in states)
-    return failed, _left(states) - failed
+    return sum(state == FAILED for state in states), _left(states)
 
 
 def _left(states: MutableSequence[int]) -> int:
-    return sum(state != DONE for state in states)
+    return sum(state not in (DONE, FAILED) for state in states)
+
+
+@contextmanager
+def _claim(run: Run) -> Iterator[None]:
+    """What one process at a time holds, else Timeout; that of a dead one is free."""
+    path = files(run).checkpoint.parents[1] / "claims" / f"{run.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, blocking=False):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _work(
@@ -276,10 +288,8 @@ def _work(
         if stopping.is_set() or time.monotonic() > options["deadline"]:
             return
         place = f"run {i + 1} of {len(todo)}, {run.name}"
-        claim = files(run).checkpoint.parents[1] / "claims" / f"{run.name}.lock"
         try:
-            claim.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(claim, blocking=False):  # that of a dead process is free
+            with _claim(run):
                 if states[i]:
                     continue
                 states[i] = mine
