@@ -295,7 +295,7 @@ class TestMirrors:
         ):
             assert line.startswith(f"{mirror}: ")
             assert reason in line
-        assert os.listdir(paths.root() / "data") == [f".{ARCHIVE}.lock"]
+        assert not os.listdir(paths.root() / "data")
         assert socket.getdefaulttimeout() is None
 
     def test_no_download_when_told_so(self, archive, monkeypatch):

@@ -140,6 +140,7 @@ def test_what_may_change_an_outcome_changes_the_hash(package, module, old, new):
 def test_every_module_that_decides_counts(package):
     """A line more in a module of the library: these alone decide nothing about a training."""
     beside = {"__init__", "__main__", "_torchvision", "contract", "errors", "maps", "measure"}
+    beside |= {"download"}  # what is read is held to its checksum
     for path in [*package.glob("*.py"), *package.glob("models/*.py")]:
         text = path.read_text()
         path.write_text(f"{text}extra = 1\n")
@@ -151,7 +152,7 @@ def test_every_module_that_decides_counts(package):
 
 @pytest.mark.parametrize(
     ("module", "old", "new"),
-    [("training", '"out of time;', '"out of hours;'), ("records", "atol=1e-3", "atol=1e-2")],
+    [("training", '"stopped;', '"out of hours;'), ("records", "atol=1e-3", "atol=1e-2")],
 )
 def test_what_only_reports_is_no_part_of_it(package, module, old, new):
     assert edited(package, module, old, new) == code(package)
@@ -482,7 +483,8 @@ def test_other_scores_are_stale_whatever_the_hash(record, root):
 
 
 def test_a_diverged_record_of_other_code_is_diverged(record, root):
-    written(record | {"status": "diverged", "top1": None, "code": "other"})
+    where = {"diverged_epoch": 1, "diverged_step": 2}
+    written(record | where | {"status": "diverged", "top1": None, "code": "other"})
     assert load(RUN)["status"] == "diverged"
 
 

@@ -62,15 +62,18 @@ def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
     check_room(root, source.size)
     lock, prefix = root / f".{archive}.lock", f"unfinished-{archive}-"
     with FileLock(lock):
-        for left in root.glob(f"{prefix}*"):  # by a process that was killed
-            shutil.rmtree(left)
-        if not kept.exists():  # by now
+        try:
+            for left in root.glob(f"{prefix}*"):  # by a process that was killed
+                shutil.rmtree(left)
+            if kept.exists():  # by now
+                return kept
             with tempfile.TemporaryDirectory(dir=root, prefix=prefix) as scratch:
                 unpack(official or _download(source, Path(scratch, archive)), Path(scratch))
                 if not kept.exists():  # by a process that holds no lock
                     Path(scratch, forms[0]).rename(kept)
-        lock.unlink(missing_ok=True)
-    return kept
+                return kept
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def verify(file: Path, md5: str, size: int = 0) -> None:

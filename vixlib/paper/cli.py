@@ -176,6 +176,8 @@ def _verify(options: argparse.Namespace) -> bool:
                 path, folder=options.data, device=options.device, note=options.write
             )
         except RecordError as error:  # which concerns no other record
+            if len(found) == 1:
+                raise
             result, said = "failed", error
         failed |= result in ("failed", DIFFERENT)
         print(f"{path.stem}: {result}, {said}", flush=True)

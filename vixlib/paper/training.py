@@ -54,7 +54,7 @@ def perform(
     trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
     `status` "diverged": the curve until then, where, no accuracy. Records that are kept, those of
     every profile but quick, are of committed code, unless `dirty` allows another. OSError where the
-    disk has no room, before the first step if it can be known.
+    disk has no room.
     """
     device, losses, s = data.resolve_device(device), [], run.settings
     compiled = device.type == "cuda" if compiled is None else compiled
@@ -63,8 +63,6 @@ def perform(
     identity = f"{run.name} {sorted(s.items())} {made_by['code']}"
     checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
     options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
-    for path in files(run):
-        check_room(path.parent)
     try:
         curve = fit(model, watched, losses=losses, **options)
         if curve is None:
@@ -249,10 +247,12 @@ def perform_all(
 
     A single worker is this process, with a progress bar at a terminal. A run that another process
     trains is left to it; one that has a record by its turn is not trained, unless `again`. One that
-    fails or diverges is reported and the others go on; other bad input ends them all. A signal to
-    stop leaves a checkpoint of what runs, begins no other, and ends in KeyboardInterrupt. `options`
+    fails or diverges is reported and the others go on; other bad input ends them all, and
+    OSError comes before the first where no record could be written. A signal to stop leaves a checkpoint of what runs, begins no other, and ends in KeyboardInterrupt. `options`
     are perform's.
     """
+    for folder in {path.parent: 0 for run in wanted for path in files(run)}:
+        check_room(folder)
     options |= {"deadline": deadline}
     with stoppable():
         if workers == 1:
@@ -273,7 +273,7 @@ def _claim(run: Run) -> Iterator[None]:
     """What one process at a time holds, else Timeout; that of a dead one is free."""
     path = files(run).checkpoint.parents[1] / "claims" / f"{run.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, blocking=False):
+    with FileLock(path, timeout=0):
         try:
             yield
         finally:
