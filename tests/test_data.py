@@ -424,7 +424,7 @@ class TestTinyImageNet:
 
     def test_broken_zip(self, packed):
         packed.write_bytes(packed.read_bytes()[:-1])
-        with pytest.raises(DataError, match=f"{TINY_ARCHIVE} is not .* expected md5"):
+        with pytest.raises(DataError, match=f"{TINY_ARCHIVE} is truncated: "):
             data.load("tiny-imagenet", folder=packed.parent)
         assert os.listdir(packed.parent) == [TINY_ARCHIVE]
 
@@ -453,7 +453,7 @@ class TestTinyImageNet:
     def test_file_missing_in_the_zip(self, packed, monkeypatch):
         with zipfile.ZipFile(packed, "w") as file:
             file.writestr(f"{TINY}/wnids.txt", "")
-        change(monkeypatch, "tiny-imagenet", md5=md5(packed))
+        change(monkeypatch, "tiny-imagenet", md5=md5(packed), size=packed.stat().st_size)
         with pytest.raises(DataError, match=f"{TINY_ARCHIVE}/{TINY}/words.txt"):
             data.load("tiny-imagenet", folder=packed.parent)
 

@@ -247,9 +247,10 @@ def perform_all(
 
     A single worker is this process, with a progress bar at a terminal. A run that another process
     trains is left to it; one that has a record by its turn is not trained, unless `again`. One that
-    fails or diverges is reported and the others go on; other bad input ends them all, and
-    OSError comes before the first where no record could be written. A signal to stop leaves a checkpoint of what runs, begins no other, and ends in KeyboardInterrupt. `options`
-    are perform's.
+    fails or diverges is reported and the others go on; other bad input ends them all, and so does
+    OSError, before the first, where no record could be written. A signal to stop leaves a
+    checkpoint of what runs, begins no other, and ends in KeyboardInterrupt. `options` are
+    perform's.
     """
     for folder in {path.parent: 0 for run in wanted for path in files(run)}:
         check_room(folder)
