@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 import trials_host
+import trials_lost
 import trials_mutants
 import trials_precision
 import trials_tool
@@ -72,6 +73,9 @@ def trials() -> dict[str, Trial]:
             found[f"kill/{name}/{seed}"] = Trial(
                 partial(h.kill_trial, name, seed), h.kill_holds, ("vixlib", "tests/trials_host.py")
             )
+    for name, (run, holds, arguments) in trials_lost.trials().items():
+        run = partial(run, *arguments)
+        found[name] = Trial(run, holds, ("vixlib", "tests/trials_lost.py"))
     if importlib.util.find_spec("trials_export"):
         import trials_export as e
 
@@ -171,6 +175,12 @@ KINDS = {
     "times as large, fresh weights and doubled",
     "kill": "A training killed (SIGKILL) at random moments and resumed: record and weights equal "
     "to those of one that was left alone",
+    "mirror": "A mirror that misbehaves, before a good one: the file comes whole, and nothing else",
+    "disk": "A queue on a disk that is full or read-only: a line, nothing half-written; then again",
+    "damage": "A damaged checkpoint or record: named, the others of the queue go on",
+    "shared": "Two processes on one queue, with one worker or two each: each run is trained once",
+    "signal": "A queue that gets SIGKILL, SIGTERM or SIGINT at random moments, with one worker or "
+    "two: it ends within 5 s, goes on, and its records are equal to those of one left alone",
     "inductor": "A system compiled by inductor without a graph break, scores and a training step, "
     "beside eager",
     "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
@@ -206,6 +216,7 @@ def page(results: dict[str, dict]) -> str:
     lines += ["", "Versions: " + "; ".join(sorted({r["versions"] for r in results.values()})) + "."]
     lines += trials_precision.report(kinds["precision"], kinds["ends"], kinds["half"])
     lines += trials_host.report(kinds["alone"], kinds["kill"])
+    lines += trials_lost.report(kinds["signal"])
     lines += trials_mutants.report(kinds["mutant"])
     lines += trials_tool.report(kinds["tool"])
     failed = {

@@ -1,6 +1,7 @@
 """The command line: what it prints, and one clear line for what it cannot do."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,13 @@ from vixlib.__main__ import main
 from vixlib.paper.runs import queue
 
 TINY = ["--set", "epochs=1", "--set", "train_images=128"]
+
+
+def told(capsys) -> list[str]:
+    """Lines of standard output without their times."""
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    return [line[9:] for line in lines]
 
 
 def test_list_names_every_system(capsys):
@@ -37,19 +45,20 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
     wild = ["train", "ViN", "ViT", "--profile", "quick", "--workers", "1", "--set", "lr=1e6"]
     wild += ["--set", "epochs=2", "--set", "train_images=500"]
     assert main(wild) == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = told(capsys)
     record = root / "build/quick/records/ViN.digits.fair.seed0.lr=1000000.0.epochs=2"
     record = record.with_name(record.name + ".train_images=500.json")
     said = "diverged in epoch 1, step 2, at learning rate 1e+06; last good checkpoint: none"
-    assert lines[0] == f"{record.stem}: {said}; recorded in {record}"
+    first = f"{record.stem}: {said}; recorded in {record}"
+    assert lines[0] == f"run 1 of 2, {first}; 1 left"
     assert len(lines) == 2  # the next run has its turn
     assert json.loads(record.read_text())["status"] == "diverged"
     before = record.stat().st_mtime_ns
     assert main(wild) == 1
-    assert capsys.readouterr().out.splitlines()[0] == f"{lines[0]}; --again trains it anew"
+    assert told(capsys)[0] == f"{first}; --again trains it anew"
     assert record.stat().st_mtime_ns == before
     assert main([*wild, "--again"]) == 1
-    assert capsys.readouterr().out.splitlines() == lines
+    assert told(capsys) == lines
     assert record.stat().st_mtime_ns > before
 
 
@@ -59,11 +68,12 @@ def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
     monkeypatch.setattr("vixlib.paper.runs.LONGER", ["FNet"])
     records = len(queue) + 1  # at few tokens, too; equal in epochs, since these are set
     command = ["train", "--queue", "quick", "--workers", "1", *TINY]
-    assert main([*command, "--minutes", "0.00001"]) == 0
-    assert not list(root.glob("build/quick/records/*"))
+    assert main([*command, "--minutes", "0.00001"]) == 3
+    assert capsys.readouterr().out[9:] == f"{records} left: time is up; the same command goes on\n"
+    assert not list(root.glob("build/quick/*"))  # no checkpoint, either
     calls = 0
     while len(list(root.glob("build/quick/records/*.json"))) < records:
-        assert main([*command, "--minutes", "0.1"]) == 0
+        assert main([*command, "--minutes", "0.1"]) in (0, 3)
         calls += 1
         assert calls < 60
     capsys.readouterr()
@@ -78,7 +88,12 @@ def test_a_queue_goes_on_where_it_stopped(root, capsys, monkeypatch):
 def test_a_queue_keeps_the_recipe_and_seed_of_its_runs(root, monkeypatch):
     """Those of the study have their own; what is said goes before."""
     asked = []
-    monkeypatch.setattr("vixlib.paper.training.perform_all", lambda todo, **_: asked.append(todo))
+
+    def perform_all(todo, **_):
+        asked.append(todo)
+        return 0, 0
+
+    monkeypatch.setattr("vixlib.paper.training.perform_all", perform_all)
     for more in ([], ["--recipe", "fair", "--seed", "7", "--set", "epochs=1"]):
         assert main(["train", "--queue", "study", *more]) == 0
     plain, changed = asked

@@ -77,7 +77,7 @@ def test_it_holds_what_is_read_and_nothing_else(wheel):
     text = zipfile.ZipFile(wheel).read(metadata).decode()
     needed = [line.split()[1] for line in text.splitlines() if line.startswith("Requires-Dist")]
     core = {name.split(">")[0] for name in needed if f"Requires-Dist: {name}\n" in text + "\n"}
-    wing = {"torch", "torchvision", "einops", "numpy", "pillow", "safetensors", "tqdm"}
+    wing = {"torch", "torchvision", "einops", "numpy", "pillow", "safetensors", "tqdm", "filelock"}
     assert core == wing
 
 

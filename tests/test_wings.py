@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vixlib"
 ABSENT = ["pandas", "seaborn", "matplotlib", "sklearn", "scipy", "IPython", "papermill", "nbformat"]
-NEEDED = {"torch", "torchvision", "einops", "numpy", "safetensors", "tqdm", "PIL"}
+NEEDED = {"torch", "torchvision", "einops", "numpy", "safetensors", "tqdm", "PIL", "filelock"}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

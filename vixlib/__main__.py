@@ -1,5 +1,6 @@
 """The command line, as `vix` or `python -m vixlib`: the companion's, where that is installed."""
 
+import os
 import sys
 
 from vixlib.errors import MissingExtra, extra
@@ -13,7 +14,11 @@ def main(arguments: list[str] | None = None) -> int:
     except MissingExtra as error:
         print(f"vix: {error}", file=sys.stderr)
         return 2
-    return cli.main(arguments)
+    status = cli.main(arguments)
+    if status == 130 and arguments is None:  # torch would take a second to end in good order
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -3,21 +3,14 @@
 Letters: n images, b of them in a batch, c channels, h rows, w columns.
 """
 
-import hashlib
 import os
 import pickle
-import shutil
 import tarfile
-import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
-from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vixlib import paths
+from vixlib.download import Source, find, verify
 from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, one_of, whole
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
-TIMEOUT = 30  # seconds of silence after which a mirror counts as dead
 TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
 
 
@@ -122,10 +115,10 @@ def _cifar10(root: Path, download: bool) -> tuple:
 
     found = root
     if not any(root.glob("data_batch_*")):
-        found = _find(SOURCES["cifar10"], _untar, root, download)
+        found = find(SOURCES["cifar10"], _untar, root, download)
     batches = [*CIFAR10.train_list, *CIFAR10.test_list]  # the test batch is the last
     for file, md5 in (*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])):
-        _verify(found / file, md5)
+        verify(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
     raw = [pickle.loads((found / file).read_bytes(), encoding="latin1") for file, _ in batches]
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
@@ -143,7 +136,7 @@ def _untar(archive: Path, into: Path) -> None:
 
 def _tiny_imagenet(root: Path, download: bool) -> tuple:
     """The official validation images, in the order of their annotations, are the test images."""
-    kept = _find(SOURCES["tiny-imagenet"], _decode, root, download)
+    kept = find(SOURCES["tiny-imagenet"], _decode, root, download)
     try:
         with safe_open(kept, "pt") as file:  # mapped, not copied
             tensors = [file.get_tensor(name) for name in PARTS]
@@ -192,22 +185,6 @@ def _decode(official: Path, into: Path) -> None:
     paths.atomic_write(into / f"{name}.safetensors", lambda path: save_file(made, path, named))
 
 
-class Source(NamedTuple):
-    """A dataset: its title, how it is read, and classes known before anything is read.
-
-    `forms` are the names under which it may lie in a folder, the first as it is read, the second
-    the official archive; `mirrors` serve byte-identical copies, the universities' own last: they
-    are slow or dead at times.
-    """
-
-    title: str
-    classes: tuple[str, ...]  # a Dataset has Tiny ImageNet's real names
-    read: Callable[[Path, bool], tuple]
-    forms: tuple[str, ...]
-    mirrors: tuple[str, ...]
-    md5: str = ""
-
-
 def _sources() -> dict[str, Source]:
     """sources.toml; where it has no names of classes, but their number, they are numbered."""
     found = {}
@@ -220,61 +197,6 @@ def _sources() -> dict[str, Source]:
 
 READERS = {"digits": _digits, "cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet}
 SOURCES = _sources()
-
-
-def _find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
-    """The first form of a dataset in `root`: there, or made whole of a later one or a download."""
-    title, forms = source.title, source.forms
-    kept, archive = root / forms[0], forms[1]
-    official = next((root / form for form in forms if (root / form).exists()), None)
-    if official == kept:
-        return kept
-    if official is None and not download:
-        looked = ", ".join(forms)
-        raise DataError(f"no {title} in {root}: looked for {looked}; name its folder: --data DIR")
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as scratch:
-        official = official or _download(source, Path(scratch, archive))
-        if official.is_file():
-            _verify(official, source.md5)
-        unpack(official, Path(scratch))
-        try:
-            return Path(scratch, forms[0]).rename(kept)
-        except OSError:  # another process was first
-            if not kept.exists():
-                raise
-            return kept
-
-
-def _verify(file: Path, md5: str) -> None:
-    with file.open("rb") as stream:
-        got = hashlib.file_digest(stream, "md5").hexdigest()
-    if got != md5:
-        raise DataError(f"{file} is not the official file: expected md5 {md5}, got {got}")
-
-
-def _download(source: Source, archive: Path) -> Path:
-    """The official archive from the first mirror that has it; DataError if none does."""
-    failures = []
-    for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *source.mirrors)):
-        try:
-            _fetch(url, archive)
-            _verify(archive, source.md5)
-            return archive
-        except (OSError, ValueError, HTTPException) as error:
-            failures.append(f"{url}: {error}")
-    causes = "; ".join(failures)
-    raise DataError(
-        f"{source.title} could not be downloaded; with a copy at hand: --data DIR ({causes})"
-    )
-
-
-def _fetch(url: str, file: Path) -> None:
-    request = Request(url, headers={"User-Agent": "vixlib"})
-    with urlopen(request, timeout=TIMEOUT) as source, file.open("wb") as target:
-        total = int(source.headers.get("Content-Length") or 0) or None
-        with tqdm.wrapattr(source, "read", total, desc=request.host, mininterval=2) as watched:
-            shutil.copyfileobj(watched, target)
 
 
 def check_pixels(images: Tensor) -> None:

@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,20 @@ class DataError(BadInput):
     """A dataset is missing, unreadable or not the official one."""
 
 
-class RecordError(BadInput):
+class RunError(BadInput):
+    """What concerns one run alone: others of a queue go on."""
+
+
+class RecordError(RunError):
     """A record is unreadable or lacks what a record holds."""
 
 
-class CheckpointError(BadInput):
+class CheckpointError(RunError):
     """A checkpoint is unreadable or belongs to another run."""
+
+
+class OutOfMemory(RunError, MemoryError):
+    """The memory of the machine, or of its GPU, does not suffice for what was asked."""
 
 
 class MissingExtra(BadInput, ImportError):
@@ -63,6 +72,20 @@ def extra(name: str) -> Iterator[None]:
     except ImportError as error:
         missing = error.name or str(error)
         raise MissingExtra(f"{missing} is missing: pip install 'vixlib[{name}]'") from error
+
+
+@contextmanager
+def enough_memory(batch: int, tokens: int = 0) -> Iterator[None]:
+    """Steps that need memory: OutOfMemory says in one line how large they were, what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        known = isinstance(error, MemoryError) or re.search("out of memory|allocate", str(error))
+        if not known or isinstance(error, OutOfMemory):
+            raise
+        of = f"batch {batch}, {tokens} tokens an image" if tokens else f"batch {batch}"
+        less = "batch, tokens (by a larger patch_size)" if tokens else "batch"
+        raise OutOfMemory(f"out of memory at {of}: lower {less} or what runs beside it") from error
 
 
 def whole(name: str, value: int, least: int = 1) -> int:

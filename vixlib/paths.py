@@ -26,6 +26,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         part.chmod(0o644)  # safetensors lets only its owner read
+        with part.open("rb") as written:
+            os.fsync(written.fileno())  # some disks say only now that they are full
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -3,17 +3,17 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vixlib.attention import Grid
+from vixlib.checkpoint import Checkpoint, stopping
 from vixlib.data import Dataset, augment, normalise
-from vixlib.errors import BadInput, CheckpointError, Diverged, checked, number, one_of
+from vixlib.errors import BadInput, Diverged, checked, enough_memory, number, one_of
 from vixlib.layers import Residual
-from vixlib.paths import atomic_write
 
 PRECISIONS = "float32", "bfloat16"
 EVALUATION_BATCH = 250
@@ -23,44 +23,6 @@ FIRST = 20  # steps of a training whose losses are kept
 
 class TimeUp(Exception):
     """The deadline has come; what was done is worth a checkpoint."""
-
-
-class Checkpoint:
-    """The state of one unfinished run in one file, written whole or not at all.
-
-    `identity` says which run it is and `fingerprint` (logits of the untrained model) which code: a
-    checkpoint of another run or of other code is refused, not trained over.
-    """
-
-    def __init__(self, path: Path, identity: str = "", fingerprint: Tensor | None = None):
-        self.path, self.identity, self.fingerprint = Path(path), identity, fingerprint
-
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        content = {"identity": self.identity, "fingerprint": self.fingerprint, "state": state}
-        content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        atomic_write(self.path, lambda path: torch.save(content, path))
-
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
-        """The saved state, with model and optimizer set to it; None where nothing was saved."""
-        if not self.path.exists():
-            return None
-        remedy = "; delete it to begin again"
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            same = content["identity"] == self.identity
-            if same and self.fingerprint is not None:
-                same = torch.allclose(content["fingerprint"], self.fingerprint, atol=1e-3)
-            if same:
-                model.load_state_dict(content["model"])
-                optimizer.load_state_dict(content["optimizer"])
-        except Exception as error:
-            raise CheckpointError(f"unreadable checkpoint {self.path}{remedy}") from error
-        if not same:
-            raise CheckpointError(f"checkpoint {self.path} is of another run or code{remedy}")
-        return content["state"]
-
-    def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 @checked
@@ -90,7 +52,9 @@ def fit(
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
-    is saved and None returned, and likewise after so many `steps` of the whole training. Diverged
+    is saved if there is one, None returned; so, too, where checkpoint.stopping is set, and after so
+    many `steps` of the whole training. OSError, before the first step, where the checkpoint has no
+    room; OutOfMemory says what to lower. Diverged
     names the first step whose loss, weights or evaluation are not finite; the checkpoint then stays
     the last good one. A list `losses` gets the loss of each of the FIRST steps, on the device.
     """
@@ -99,6 +63,7 @@ def fit(
     state |= {"seconds": 0.0, "cpu_seconds": 0.0}
     if checkpoint is not None:
         state |= checkpoint.load(model, optimizer) or {}
+        checkpoint.check_room(model)
     if losses is not None:
         losses[:] = state["losses"]
         state["losses"] = losses
@@ -115,6 +80,7 @@ def fit(
         if finite < state["step"] or not sound:
             raise diverged(min(int(finite) + 1, state["step"]))
 
+    @enough_memory(batch, tokens_of(model))
     def train_epoch() -> None:
         model.train()
         epoch_seed = 10_000 * seed + state["epoch"]
@@ -167,7 +133,7 @@ def fit(
             if checkpoint is not None:
                 checkpoint.save(model, optimizer, state)
     except TimeUp:
-        if checkpoint is not None:
+        if checkpoint is not None and state["epoch"] + state["step"]:
             checkpoint.save(model, optimizer, state)
         return None
     return state["curve"]
@@ -286,9 +252,15 @@ def logits_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -
     return logits
 
 
+def tokens_of(model: nn.Module) -> int:
+    """Places of an image where tokens first mix; 0 for a network without tokens, or another's."""
+    grid = getattr(model, "grid", None)
+    return grid.rows * grid.columns if isinstance(grid, Grid) else 0
+
+
 def stop_at(deadline: float) -> None:
     """Raise TimeUp past the deadline."""
-    if time.monotonic() > deadline:
+    if time.monotonic() > deadline or stopping.is_set():
         raise TimeUp
 
 

@@ -6,24 +6,28 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vixlib import list_systems, measure
-from vixlib.errors import BadInput, one_of, whole
+from vixlib.errors import BadInput, RecordError, one_of, whole
 from vixlib.paper import training
 from vixlib.paper.records import DIFFERENT, load, records_folder, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run, queue
 from vixlib.paper.verify import rebuilt, verify
 
+ENDS = """exit status: 0 all done; 3 some are left, since time is up or another process trains them;
+1 a run failed or diverged, now or before; 2 what was asked for cannot be; 130 stopped by Ctrl-C,
+SIGTERM or SIGHUP, within 5 seconds: what ran has a checkpoint, and the same command goes on."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input ends with one line on standard error and status 2.
 
-    Status 1: a run that `vix train` was asked for has diverged, now or before; a record that `vix
-    verify` was asked for is of another training.
+    Others are ENDS; 1, too, where a record that `vix verify` was asked for is of another training.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -32,11 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"vix: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vix: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that is gone
+            print("vix: stopped; the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vix list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if options.command in (_list, _predict) else 1
+    except OSError as error:
+        print(f"vix: {error}", file=sys.stderr)
+        return 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     command(_list, "name, size, tokens and FLOPs of every system", "paper")
 
     sub = command(_train, "train systems and write their records", "laptop")
+    sub.epilog = ENDS
     sub.add_argument("systems", nargs="*", help="names as `vix list` prints them")
     sub.add_argument("--queue", metavar="PROFILE", help="every unfinished run of a profile")
     sub.add_argument("--recipe", help=f"{' | '.join(RECIPES)} (default fair, or the queue's own)")
@@ -105,7 +114,7 @@ def _list(options: argparse.Namespace) -> None:
         print(f"{name:18}{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}")
 
 
-def _train(options: argparse.Namespace) -> bool:
+def _train(options: argparse.Namespace) -> int:
     if bool(options.systems) == bool(options.queue):
         raise BadInput("name systems, or a profile with --queue; `vix list` has the names")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
@@ -118,14 +127,21 @@ def _train(options: argparse.Namespace) -> bool:
     for run in queue(options.queue) if options.queue else ():
         kept = [pair for pair in run.overrides if pair[0] not in dict(changes)]
         wanted.append(replace(run, overrides=(*kept, *changes), **asked))
-    wanted = [*dict.fromkeys(wanted)]
-    todo = wanted if options.again else unfinished(wanted)
-    for run in wanted:
-        if run not in todo:
-            record = load(run)
-            doubt = "; unverified: `vix verify`" if record["status"] == "unverified" else ""
-            training.say(run, record, f"{doubt}; --again trains it anew")
-    training.perform_all(
+    todo, failed = [], 0
+    for run in dict.fromkeys(wanted):
+        try:
+            record = None if options.again else load(run)
+        except RecordError as error:  # which concerns no other run
+            training.note(f"{run.name}: failed: {error}")
+            failed += 1
+            continue
+        if record is None or record["status"] == "stale":
+            todo.append(run)
+            continue
+        failed += record["status"] == "diverged"
+        doubt = "; unverified: `vix verify`" if record["status"] == "unverified" else ""
+        training.note(f"{run.name}: {training.ended(run, record)}{doubt}; --again trains it anew")
+    more, left = training.perform_all(
         todo,
         workers=_workers(options, todo),
         folder=options.data,
@@ -133,8 +149,12 @@ def _train(options: argparse.Namespace) -> bool:
         compiled=options.compile,
         dirty=options.dirty,
         deadline=deadline,
+        again=options.again,
     )
-    return any((load(run) or {}).get("status") == "diverged" for run in wanted)
+    if left:
+        why = "time is up" if time.monotonic() > deadline else "another process has begun them"
+        training.note(f"{left} left: {why}; the same command goes on")
+    return 1 if failed + more else 3 if left else 0
 
 
 def _verify(options: argparse.Namespace) -> bool:
@@ -148,15 +168,20 @@ def _verify(options: argparse.Namespace) -> bool:
     )
     if not found:
         raise BadInput(f"no records in {folder}")
-    for path in found:  # before any is trained
+    for path in found if options.records else ():  # what was named is refused before any is trained
         rebuilt(path)
     torch.set_num_threads(1)
-    results = []
+    failed = False
     for path in found:
-        result, said = verify(path, folder=options.data, device=options.device, note=options.write)
+        try:
+            result, said = verify(
+                path, folder=options.data, device=options.device, note=options.write
+            )
+        except RecordError as error:  # which concerns no other record
+            result, said = "failed", error
+        failed |= result in ("failed", DIFFERENT)
         print(f"{path.stem}: {result}, {said}", flush=True)
-        results.append(result)
-    return DIFFERENT in results
+    return failed
 
 
 def _change(text: str) -> tuple[str, object]:

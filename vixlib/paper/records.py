@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vixlib import paths
-from vixlib.errors import RecordError, checked, one_of
+from vixlib.errors import RecordError, checked, held, number, one_of
 from vixlib.paper.provenance import code
 from vixlib.paper.runs import PROFILES, Run
 
@@ -24,6 +24,12 @@ RESULTS = EQUAL, ROUNDED, DIFFERENT = "equal", "equal to rounding", "different" 
 # what may differ between the records of two equal runs
 VOLATILE = {"seconds_per_epoch", "cpu_seconds", "load", "peak_memory_mb", "device", "compiled"}
 VOLATILE |= {"versions", "commit"}
+ENDS = {"read": ["top1"], "diverged": ["diverged_epoch", "diverged_step", "lr"]}  # by status
+# what a number in a record is below, if it is known
+BOUNDS = dict.fromkeys(("top1", "top5", "top1_best", "train_accuracy"), 100.001)
+BOUNDS |= dict.fromkeys(
+    ("parameters", "flops", "tokens", "epochs", "batch", "lr", "loss"), math.inf
+)
 
 
 class Files(NamedTuple):
@@ -75,14 +81,15 @@ def load(run: Run) -> dict | None:
         return None
     try:
         record = json.loads(path.read_text())
+        _check(record)
         then = torch.tensor(record["fingerprint"])
         mine = {"name": run.name, "system": run.system, "seed": run.seed}
         status = record.get("status", "read")
-        known = status == "diverged" or math.isfinite(record["top1"])
+        known = None not in [record[name] for name in ENDS[status]]
         differs = record.get("verified", {}).get("result") == DIFFERENT
         if {key: record[key] for key in mine} != mine or not known:
             raise ValueError("it belongs to another run")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
     now = fingerprint(run)
     if differs or now.shape != then.shape or not torch.allclose(now, then, atol=1e-3):
@@ -90,6 +97,15 @@ def load(run: Run) -> dict | None:
     elif status == "read" and record.get("code") != code():
         status = "unverified"
     return record | {"status": status}
+
+
+def _check(record: dict) -> None:
+    """BadInput where a record holds what no training leaves; None is for what is not known."""
+    for name, below in BOUNDS.items():
+        if record.get(name) is not None:
+            number(name, record[name], below)
+    held("fingerprint", record["fingerprint"], list[object])
+    held("curve", record.get("curve", []), list[dict])
 
 
 def packed(bits: torch.Tensor) -> str:

@@ -1,33 +1,40 @@
 """Training runs: one or many, from wherever they were left, each into its record."""
 
+import glob
 import math
 import os
 import platform
+import signal
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
-from multiprocessing import get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vixlib import data, measure, paths
-from vixlib.errors import BadInput, CheckpointError, Diverged, checked
+from vixlib.checkpoint import check_room, stoppable, stopping
+from vixlib.errors import BadInput, CheckpointError, Diverged, RunError, checked, enough_memory
 from vixlib.paper.provenance import origin
-from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, write
+from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, unfinished, write
 from vixlib.paper.runs import Run
-from vixlib.train import FIRST, Checkpoint, autocast, compile_blocks, fit, judged
+from vixlib.train import FIRST, Checkpoint, TimeUp, autocast, compile_blocks, fit, judged
+
+DONE, FAILED, LEFT = -1, -2, -3  # of a run in a queue; 0: not begun; else the number of its worker
 
 
 @checked
@@ -46,7 +53,8 @@ def perform(
     `folder` holds the dataset. Blocks are compiled on a GPU, unless `compiled` says otherwise. The
     trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
     `status` "diverged": the curve until then, where, no accuracy. Records that are kept, those of
-    every profile but quick, are of committed code, unless `dirty` allows another.
+    every profile but quick, are of committed code, unless `dirty` allows another. OSError where the
+    disk has no room.
     """
     device, losses, s = data.resolve_device(device), [], run.settings
     compiled = device.type == "cuda" if compiled is None else compiled
@@ -59,12 +67,15 @@ def perform(
         curve = fit(model, watched, losses=losses, **options)
         if curve is None:
             return None
-        hits = judged(model, dataset, precision=s["precision"]).cpu().double()
+        hits = judged(model, dataset, precision=s["precision"], deadline=deadline)
+        hits = hits.cpu().double()
         if hits.isnan().any():
             steps = math.ceil(len(dataset.train_images) / s["batch"])
             raise Diverged(s["epochs"], steps, s["lr"], curve=curve)
         top1, top5 = (100 * hits.mean(0)).tolist()
         known = {"top1": round(top1, 4), "top5": round(top5, 4), "right": packed(hits[:, 0])}
+    except TimeUp:  # in the last look; the checkpoint has all before it
+        return None
     except Diverged as error:
         curve, known = error.curve, dict.fromkeys(("top1", "top5", "right"))
         known["status"] = "diverged"
@@ -170,6 +181,9 @@ def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, .
         about = {"classes": "\n".join(classes)}
         paths.atomic_write(weights, lambda path: save_file(state, path, about))
     write(path, record)
+    for path in files(run):  # what a process left that was killed while it wrote
+        for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 @checked
@@ -185,12 +199,13 @@ def read(
     With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
     a missing record is a row without numbers; `command` says how to make it.
     """
-    rows = []
+    rows, wanted = [], [*wanted]
+    todo = unfinished(wanted) if train else []
+    perform_all(todo, folder=folder, dirty=dirty)
     for run in wanted:
         record = load(run)
-        if train and (record is None or record["status"] == "stale"):
-            record = {"status": "trained"}
-            record |= perform(run, folder=folder, dirty=dirty, report=partial(tell, run))
+        if run in todo and record and record["status"] == "read":
+            record["status"] = "trained"
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
@@ -200,17 +215,23 @@ def read(
     return frame
 
 
-def say(run: Run, record: dict | None, more: str = "") -> None:
-    """Prints in a line what became of a run."""
+def note(text: str) -> None:
+    """Prints a line with the time; where nobody can read it any more, trainings go on."""
+    try:
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+    except OSError:  # a closed pipe, a terminal that is gone, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def ended(run: Run, record: dict | None) -> str:
+    """In words what became of a run."""
     if record is None:
-        end = "out of time; the same command goes on"
-    elif record["top1"] is None:
-        kept = files(run).checkpoint if files(run).checkpoint.exists() else None
-        where = record["diverged_epoch"], record["diverged_step"], record["lr"]
-        end = f"{Diverged(*where, kept)}; recorded in {files(run).record}"
-    else:
-        end = f"top-1 {record['top1']:.2f} %, recorded in {files(run).record}"
-    print(f"{run.name}: {end}{more}", flush=True)
+        return "stopped; the same command goes on"
+    if record["top1"] is not None:
+        return f"top-1 {record['top1']:.2f} %, recorded in {files(run).record}"
+    kept = files(run).checkpoint if files(run).checkpoint.exists() else None
+    where = record["diverged_epoch"], record["diverged_step"], record["lr"]
+    return f"{Diverged(*where, kept)}; recorded in {files(run).record}"
 
 
 @checked
@@ -219,34 +240,134 @@ def perform_all(
     *,
     workers: int = 1,
     deadline: float = math.inf,
-    done: Callable[[Run, dict | None], None] = say,
+    again: bool = False,
     **options,
-) -> None:
-    """Train many runs, `workers` processes of one thread each; `done` hears of each run's end.
+) -> tuple[int, int]:
+    """Train many runs, `workers` processes of one thread each: how many failed, how many are left.
 
-    A single worker is this process, with a progress bar at a terminal. `options` are perform's.
+    A single worker is this process, with a progress bar at a terminal. A run that another process
+    trains is left to it; one that has a record by its turn is not trained, unless `again`. One that
+    fails or diverges is reported and the others go on; other bad input ends them all, and so does
+    OSError, before the first, where no record could be written. A signal to stop leaves a
+    checkpoint of what runs, begins no other, and ends in KeyboardInterrupt. `options` are
+    perform's.
     """
-    if workers == 1:
-        torch.set_num_threads(1)
-        for run in wanted:
-            if time.monotonic() < deadline:
-                done(run, perform(run, deadline=deadline, report=partial(tell, run), **options))
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(_in_worker, run, deadline=deadline, **options): run for run in wanted}
+    for folder in {path.parent: 0 for run in wanted for path in files(run)}:
+        check_room(folder)
+    options |= {"deadline": deadline}
+    with stoppable():
+        if workers == 1:
+            torch.set_num_threads(1)
+            states = [0] * len(wanted)
+            _work(wanted, states, 1, again, options)
+        else:
+            states = _side_by_side(wanted, workers, again, options)
+    return sum(state == FAILED for state in states), _left(states)
+
+
+def _left(states: MutableSequence[int]) -> int:
+    return sum(state not in (DONE, FAILED) for state in states)
+
+
+@contextmanager
+def _claim(run: Run) -> Iterator[None]:
+    """What one process at a time holds, else Timeout; that of a dead one is free."""
+    path = files(run).checkpoint.parents[1] / "claims" / f"{run.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=0):
         try:
-            for job in as_completed(jobs):
-                done(jobs[job], job.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _in_worker(run: Run, **options) -> dict | None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(
+    todo: list[Run], states: MutableSequence[int], mine: int, again: bool, options: dict
+) -> None:
+    """Train each run that nobody has begun; all workers of a queue see its `states`."""
+    for i, run in enumerate(todo):
+        if stopping.is_set() or time.monotonic() > options["deadline"]:
+            return
+        place = f"run {i + 1} of {len(todo)}, {run.name}"
+        try:
+            with _claim(run):
+                if states[i]:
+                    continue
+                states[i] = mine
+                record = None if again else load(run)
+                if record is None or record["status"] == "stale":
+                    with enough_memory(run.settings["batch"], run.tokens):
+                        record = perform(run, report=partial(tell, run, place), **options)
+                said = ended(run, record)
+                states[i] = LEFT if record is None else FAILED if record["top1"] is None else DONE
+        except Timeout:  # another process trains it
+            continue
+        except Exception as error:
+            if isinstance(error, BadInput) and not isinstance(error, RunError):
+                raise
+            states[i], kind = FAILED, f"{type(error).__name__}: "
+            kind = "" if isinstance(error, RunError | OSError) else kind
+            said = f"failed: {kind}{' '.join(str(error).split()):.300}"
+        note(f"{place}: {said}; {_left(states)} left")
+
+
+def _side_by_side(
+    todo: list[Run], workers: int, again: bool, options: dict
+) -> MutableSequence[int]:
+    """Processes that share a list of runs; its states in the end.
+
+    No library's pool would do: they break where a process dies. Here it costs the run that it had.
+    """
+    context = get_context("spawn")
+    states, (refusals, told) = context.RawArray("i", len(todo)), context.Pipe(duplex=False)
+    running, number = {}, 0
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
-    return perform(run, report=partial(tell, run), **options)
+    try:
+        while workers:
+            while len(running) < workers and not stopping.is_set():
+                number += 1
+                arguments = told, todo, states, number, again, options
+                running[number] = context.Process(target=_in_worker, args=arguments)
+                # neither a worker nor Python's tracker of them hears the terminal
+                terminal = signal.SIGINT, signal.SIGHUP
+                heard = signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
+                resource_tracker.ensure_running()  # which unblocks some
+                signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
+                running[number].start()
+                signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+            connection.wait([process.sentinel for process in running.values()], timeout=0.2)
+            if stopping.is_set():
+                for process in running.values():
+                    process.terminate()
+            for mine in [mine for mine, process in running.items() if not process.is_alive()]:
+                code = running.pop(mine).exitcode
+                if code == 2:
+                    raise BadInput(refusals.recv())
+                if code == 0 or stopping.is_set():
+                    workers -= 1
+                    continue
+                began = [i for i, state in enumerate(states) if state == mine]
+                for i in (began or [i for i, state in enumerate(states) if not state])[:1]:
+                    states[i], run = FAILED, todo[i]
+                    size = f"batch {run.settings['batch']}, {run.tokens} tokens an image"
+                    why = f"its process died ({code}), perhaps out of memory at {size}"
+                    note(f"run {i + 1} of {len(todo)}, {run.name}: failed: {why}: lower --workers")
+    finally:
+        for process in running.values():
+            process.kill()
+    return states
+
+
+def _in_worker(told: connection.Connection, *arguments) -> None:
+    """A worker: its parent asks it to stop by SIGTERM, and hears of bad input through `told`."""
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        _work(*arguments)
+    except BadInput as error:
+        told.send(str(error))
+        sys.exit(2)
 
 
 def _end_with_parent() -> None:
@@ -255,11 +376,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def tell(run: Run, row: dict) -> None:
+def tell(run: Run, place: str, row: dict) -> None:
     """Prints the line of an epoch."""
     epoch = f"epoch {row['epoch']}/{run.settings['epochs']}, loss {row['loss']:.3f}"
     accuracy = f"train {row['train_accuracy']:.1f} %, test {row['top1']:.1f} %"
-    print(f"{run.name}: {epoch}, {accuracy}, {row['seconds']:.0f} s", flush=True)
+    note(f"{place}: {epoch}, {accuracy}, {row['seconds']:.0f} s")
 
 
 @checked
