@@ -60,7 +60,8 @@ class Positions(nn.Module):
 
     def follow(self, twin: "Positions") -> None:
         """Positions are resampled as an image, to another's size."""
-        self.table = nn.Parameter(resample(self.table.detach(), *twin.table.shape[1:]))
+        table = resample(self.table.detach(), *twin.table.shape[1:])
+        self.table = nn.Parameter(table, self.table.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.prefix, rearrange(self.table, "c r s -> (r s) c")])
@@ -124,7 +125,8 @@ class OffsetBias(nn.Module):
             stretch(then, now).to(self.table)
             for then, now in zip(self.table.shape[1:], keys[:2], strict=True)
         )
-        self.table = nn.Parameter(rows @ self.table.detach() @ columns.T)
+        table = rows @ self.table.detach() @ columns.T
+        self.table = nn.Parameter(table, self.table.requires_grad)
         self.of_queries = (self.stride * places(queries)).to(self.of_queries)
         self.of_keys = places(keys).to(self.of_keys)
 

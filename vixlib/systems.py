@@ -211,6 +211,8 @@ def build(
     if mechanism is not None and mixer is None:
         chosen["mechanism"] = mechanism
     try:
-        return row.family.host(**{**row.family.options, **chosen, **sizes})
+        model = row.family.host(**{**row.family.options, **chosen, **sizes})
     except RuntimeError as error:  # no memory for it
         raise BadInput(f"{name} with {sizes}: {str(error).splitlines()[0]}") from error
+    model.system = name
+    return model

@@ -84,7 +84,8 @@ class Host(nn.Module):
 
     def __init__(self, image_size: int | tuple[int, int]):
         super().__init__()
-        self.size, self.grid = check_size(image_size), Grid(0, 0)  # a host without tokens
+        self.size = self.built = check_size(image_size)
+        self.grid = Grid(0, 0)  # a host without tokens
 
     def patches(self, patch_size: int) -> Grid:
         """The grid of the patches of its images; BadInput where they do not fill one."""
