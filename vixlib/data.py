@@ -494,8 +494,8 @@ def _read(
 
 def _listed(failed: list[str]) -> str:
     """What could not be read, in a line."""
-    more = f"; and {len(failed) - 20} more" * (len(failed) > 20)
-    return f"{len(failed)} that cannot be read: {'; '.join(failed[:20])}{more}"
+    more = f"; and {len(failed) - 10} more" * (len(failed) > 10)
+    return f"{len(failed)} that cannot be read: {'; '.join(failed[:10])}{more}"
 
 
 def _find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vixlib.errors import BadInput, DataError, held
 
 MOST_PIXELS = 64_000_000  # of one image: more is a mistake or an attack
-FORMATS = "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"  # no decoder but these is run
+FORMATS = "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"  # no decoder but these is run
 Size = tuple[int, int]  # height, width
 
 
