@@ -11,7 +11,7 @@ KINDS = (
     ("L", "png"),
     ("RGBA", "png"),
     ("CMYK", "jpg"),
-    ("P", "gif"),
+    ("P", "png"),
     ("RGB", "webp"),
 )
 

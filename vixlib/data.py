@@ -353,15 +353,15 @@ def dataset(
         warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
     numbers = range(1 + max(int(labels.max()) for labels in read[1::2]))
     classes = tuple(map(str, getattr(parts[0], "classes", numbers)))
-    found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
-    if len(read) == 2:
-        share = round(number("test_share", test_share, below=1) * len(read[1]))
-        found = held_out(found, max(1, share), seed=seed)
-    counts = found.train_labels.bincount(minlength=len(classes)).tolist()
+    counts = read[1].bincount(minlength=len(classes)).tolist()
     if 0 in counts:
         missing = [name for name, count in zip(classes, counts, strict=True) if not count]
         raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
-    return found
+    found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
+    if len(read) == 4:
+        return found
+    share = round(number("test_share", test_share, below=1) * len(read[1]))
+    return held_out(found, max(1, share), seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -468,7 +468,8 @@ def _read(
     count = whole("number of images", len(source))
     if isinstance(source, TensorDataset) and source.tensors[0].dtype == torch.uint8:
         images, labels = source.tensors
-        if images.shape[1:] == (3, *(size or images.shape[2:])):  # as they are
+        numbers = labels.dtype == torch.int64 and labels.ndim == 1 and labels.min() >= 0
+        if numbers and images.shape[1:] == (3, *(size or images.shape[2:])):  # as they are
             return images, labels, []
     options = {"most_pixels": most_pixels, "within": getattr(source, "root", None)}
     workers = workers or ((os.cpu_count() or 1) if count >= 1000 else 1)
