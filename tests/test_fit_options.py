@@ -135,7 +135,7 @@ def test_stopped_in_the_middle_it_goes_on_as_if_it_had_not_been(name, tmp_path):
     options = {"epochs": 6, "batch": 10, "lr": 0.05, **RESUMED[name]}
     whole, parts, checkpoint = Plain(), Plain(), Checkpoint(tmp_path / "a.pt")
     curve = fit(whole, noise(), **options)
-    for steps in (3, 7, 14):
+    for steps in (3, 7, 9):
         assert fit(parts, noise(), checkpoint=checkpoint, steps=steps, **options) is None
         parts = Plain()
     again = fit(parts, noise(), checkpoint=checkpoint, **options)
@@ -197,7 +197,7 @@ def test_what_is_frozen_stays_so_at_another_size(name):
 
 
 BAD = [
-    ({"mix": "cut"}, r"unknown mix 'cut' \(did you mean cutmix\?\); legal: mixup, cutmix"),
+    ({"mix": "cut"}, r"unknown mix 'cut'; legal: mixup, cutmix"),
     ({"label_smoothing": 1.0}, r"label_smoothing: expected at least 0 and less than 1, got 1\.0"),
     ({"class_weights": "even"}, r"unknown class_weights 'even'; legal: balanced"),
     (

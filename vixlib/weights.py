@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def _made(name: str, told: object, path: str | Path) -> object:
 @torch.no_grad()
 def predict(
     model: Host | str | Path,
-    images: object,
+    images: str | Path | Image.Image | Tensor | Sequence,
     *,
     top: int = 5,
     batch: int = 64,
