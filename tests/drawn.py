@@ -17,11 +17,12 @@ KINDS = (
 
 
 def shape(name: str, width: int, height: int, draws: random.Random) -> Image.Image:
-    """A dark shape in the middle of a light picture."""
+    """A dark shape in the middle of a light picture; each shape leans to a colour of its own."""
     image = Image.new("RGB", (width, height), tuple(draws.randrange(180, 256) for _ in range(3)))
     r = min(width, height) * draws.uniform(0.25, 0.4)
     x, y = width / 2 + draws.uniform(-3, 3), height / 2 + draws.uniform(-3, 3)
-    ink, pen = tuple(draws.randrange(0, 90) for _ in range(3)), ImageDraw.Draw(image)
+    lean, pen = CLASSES.index(name), ImageDraw.Draw(image)
+    ink = tuple(draws.randrange(0, 90) + 80 * (i == lean) for i in range(3))
     if name == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), ink)
     elif name == "square":

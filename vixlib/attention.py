@@ -38,7 +38,12 @@ class Grid(_Grid):
     """Where tokens sit: rows x columns of an image, after `prefix_tokens` without a place (CLS)."""
 
     __slots__ = ()
-    __new__ = renamed(extra="prefix_tokens")(_Grid.__new__)
+
+    @renamed(extra="prefix_tokens")
+    def __new__(cls, rows: int, columns: int, prefix_tokens: int = 0):
+        for name, value in zip(_Grid._fields, (rows, columns, prefix_tokens), strict=True):
+            whole(name, value, least=0)
+        return super().__new__(cls, rows, columns, prefix_tokens)
 
     @property
     def tokens(self) -> int:
