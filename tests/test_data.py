@@ -437,10 +437,18 @@ class TestTinyImageNet:
             ("val/val_annotations.txt", None, "cannot read .*val_annotations.txt"),
             ("val/val_annotations.txt", b"val_0.JPEG\tn01\n\xff", "expected 3 images of .* got 1"),
             ("val/val_annotations.txt", b"a\tn01\nb\tn02\nc\tn04", "of them in val/.* got 2"),
-            ("train/n02/images/n02_1.JPEG", None, "unreadable image .*n02_1.JPEG"),
-            ("train/n02/images/n02_1.JPEG", b"no image", "unreadable image .*n02_1.JPEG"),
-            ("val/images/val_1.JPEG", jpeg(0)[:-999], "unreadable image .*val_1.JPEG.*truncated"),
-            ("val/images/val_1.JPEG", jpeg(0, size=(32, 64)), "unreadable image .*val_1.JPEG"),
+            ("train/n02/images/n02_1.JPEG", None, "cannot read the image .*n02_1.JPEG"),
+            ("train/n02/images/n02_1.JPEG", b"no image", "cannot read the image .*n02_1.JPEG"),
+            (
+                "val/images/val_1.JPEG",
+                jpeg(0)[:-999],
+                "cannot read the image .*val_1.JPEG.*truncated",
+            ),
+            (
+                "val/images/val_1.JPEG",
+                jpeg(0, size=(32, 64)),
+                r"val_1.JPEG: expected \(64, 64\), .*got \(32, 64\)",
+            ),
         ],
     )
     def test_incomplete_folder(self, official, name, content, message):

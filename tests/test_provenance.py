@@ -58,8 +58,8 @@ def edited(package, module, old, new):
         ("train", 'class TimeUp(Exception):\n    """The', 'class TimeUp(Exception):\n    """A'),
         (
             "train",
-            "F.cross_entropy(logits.to(wide), labels)",
-            "F.cross_entropy(\n(logits.to(wide)), labels,)",
+            "F.cross_entropy(logits.to(wide), labels, **options)",
+            "F.cross_entropy(\n(logits.to(wide)), labels, **options,)",
         ),
         ("train", 'one_of("precision", precision', "one_of('precision', precision"),
         ("train", "-> torch.autocast:", "-> object:"),
@@ -120,7 +120,7 @@ def test_names_of_locals_change_no_hash(package, module, function, old, new):
         ("train", "% LOOK == 0", "% LOOK == 1"),
         ("train", "model.train(was_training)", "model.train()"),
         ("train", "def learn(\n    model", "def learn(\n    net"),  # a parameter is no local
-        ("train", "chosen = order[step * batch", "order = order[step * batch"),
+        ("train", "chosen = order.to(device).split", "order = order.to(device).split"),
         ("data", "(images.float() / 255 - 0.5) / 0.5", "images.float() / 255 - 0.5 / 0.5"),
         ("data", "stable=True", "stable=False"),
         ("systems", '"TLPN"', '"TLNP"'),

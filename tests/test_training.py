@@ -511,9 +511,12 @@ def test_a_step_waits_for_nothing(name, precision):
         model = small(name)
         pixels = torch.empty(6, 3, *model.size, dtype=torch.uint8)
         labels, chosen = torch.empty(6, dtype=torch.int64), torch.empty(4, dtype=torch.int64)
-        few = SimpleNamespace(train_images=pixels, train_labels=labels, classes=range(10))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        loss, correct = learn(model, optimizer, few, chosen, True, precision)
+        few, optimizer = (
+            SimpleNamespace(classes=range(10)),
+            torch.optim.SGD(model.parameters(), 0.1),
+        )
+        ((some, truth),) = data.batches(pixels, labels, [chosen])
+        loss, correct = learn(model, optimizer, few, some, truth, True, precision)
         assert (loss.shape, correct.shape) == ((), ())
         with pytest.raises(DataDependentOutputException):
             bool(loss > 0)

@@ -166,7 +166,7 @@ class Linformer(Mechanism):
         (rows, columns, _), (m, n, _) = twin.keys, self.keys
         # the same mixtures over more or fewer places: their sums stay
         projection = resample(self.projection.detach(), rows, columns) * (m * n / (rows * columns))
-        self.projection = nn.Parameter(projection)
+        self.projection = nn.Parameter(projection, self.projection.requires_grad)
         super().follow(twin)
 
     def compress(self, x: Tensor) -> Tensor:

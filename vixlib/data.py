@@ -1,47 +1,107 @@
-"""Datasets as uint8 tensors: scikit-learn's digits, CIFAR-10 and Tiny ImageNet.
+"""Datasets by name, or of one's own images: as uint8 tensors, or read as they are wanted.
 
 Letters: n images, b of them in a batch, c channels, h rows, w columns.
 """
 
+import inspect
+import math
+import operator
 import os
 import pickle
 import tarfile
 import tomllib
+import warnings
 import zipfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset as Pairs
 from tqdm import tqdm
 
 from vixlib import paths
 from vixlib.download import Source, find, verify
-from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, one_of, whole
+from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, number, one_of, whole
+from vixlib.images import MOST_PIXELS, Size, read_image
 
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images (n 3 h w) as uint8 and labels (n) as int64, for training and for testing."""
+class Pictures:
+    """Images (n 3 h w) of uint8 that are read whenever they are wanted, since all would not fit.
 
-    train_images: Tensor
+    `source` holds pairs (image, label) and `index` says which of them; a part is taken as of a
+    tensor. `options` are read_image's; `workers` processes read, one is this one.
+    """
+
+    source: Sequence
+    index: Tensor
+    size: Size
+    workers: int = 1
+    options: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 3, *self.size
+
+    def __getitem__(self, at: int | slice | Tensor) -> "Tensor | Pictures":
+        if isinstance(at, int):
+            return read_image(self.source[int(self.index[at])][0], self.size, **self.options)
+        return replace(self, index=self.index[at])
+
+    def loader(self, **options) -> DataLoader:
+        """torch's loader of these images; it draws nothing of the global generator."""
+        workers = self.workers if self.workers > 1 else 0
+        return DataLoader(self, num_workers=workers, generator=torch.Generator(), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images (n 3 h w) as uint8 and labels (n) as int64, for training and for testing.
+
+    `skipped` says which images of a folder could not be read, and why.
+    """
+
+    train_images: Tensor | Pictures
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | Pictures
     test_labels: Tensor
     classes: tuple[str, ...]
     name: str
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self):
-        check_pixels(self.train_images), check_pixels(self.test_images)
-        check_labels(self.train_labels, len(self.train_images), len(self.classes))
-        check_labels(self.test_labels, len(self.test_images), len(self.classes))
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if not isinstance(images, Pictures):
+                check_pixels(images)
+            check_labels(labels, len(images), len(self.classes))
+
+
+def batches(
+    images: Tensor | Pictures, labels: Tensor, places: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (b 3 h w) and labels (b) at each of some lists of places, in their order."""
+    if isinstance(images, Tensor):
+        yield from ((images[some], labels[some]) for some in places)
+        return
+    loader = images.loader(batch_sampler=[some.tolist() for some in places])
+    for some, pixels in zip(places, loader, strict=True):
+        yield pixels.to(labels.device), labels[some]
 
 
 @checked
@@ -55,11 +115,13 @@ def load(
 ) -> Dataset:
     """The dataset of this name, resized to `size` rows and columns; DataError if it fails.
 
-    "digits" come with scikit-learn; "cifar10" and "tiny-imagenet" are read from `folder`, else from
-    the one that VIXLIB_DATA names, and from nowhere else; with neither from the project's data/,
-    after a download if need be. Loaded once a process: do not write into the tensors.
+    "digits" come with scikit-learn; the others of sources.toml, and sets of torchvision by the name
+    of their class, are read from `folder`, else from the one that VIXLIB_DATA names, and from
+    nowhere else; with neither from the project's data/, after a download if need be. Loaded once a
+    process: do not write into the tensors.
     """
-    one_of("dataset", name, SOURCES)
+    if name not in SOURCES and not _is_of_torchvision(name):
+        one_of("dataset", name, SOURCES)
     resolve_device(device)
     folder = folder or os.environ.get("VIXLIB_DATA")
     root = Path(folder).expanduser() if folder else paths.root() / "data"
@@ -78,8 +140,11 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
 
 @lru_cache(maxsize=4)
 def _load(name: str, root: Path, size: int | None, download: bool, device: str) -> Dataset:
+    source = SOURCES.get(name) or Source(name, kind=name)
+    if source.read is None:
+        return replace(_of_torchvision(source, root, size, download, device), name=name)
     try:
-        train, train_labels, test, test_labels, classes = SOURCES[name].read(root, download)
+        train, train_labels, test, test_labels, classes = source.read(source, root, download)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
     try:
@@ -98,7 +163,7 @@ def _upsample(images: Tensor, size: int | None) -> Tensor:
     return torch.cat([bilinear(piece.float()).round().byte() for piece in images.split(1000)])
 
 
-def _digits(root: Path, download: bool) -> tuple:
+def _digits(source: "Source", root: Path, download: bool) -> tuple:
     with extra("paper"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -107,25 +172,51 @@ def _digits(root: Path, download: bool) -> tuple:
     grey = torch.from_numpy(raw.images).mul(255 / 16).round().byte()  # ink runs from 0 to 16
     images, labels = grey[:, None].repeat(1, 3, 1, 1), torch.from_numpy(raw.target).long()
     train, test = train_test_split(range(1797), test_size=360, stratify=labels, random_state=0)
-    return images[train], labels[train], images[test], labels[test], SOURCES["digits"].classes
+    return images[train], labels[train], images[test], labels[test], source.classes
 
 
-def _cifar10(root: Path, download: bool) -> tuple:
-    from torchvision.datasets import CIFAR10  # here: its import takes seconds
+def _cifar(source: "Source", root: Path, download: bool) -> tuple:
+    from torchvision import datasets  # here: its import takes seconds
 
-    found = root
-    if not any(root.glob("data_batch_*")):
-        found = find(SOURCES["cifar10"], _untar, root, download)
-    batches = [*CIFAR10.train_list, *CIFAR10.test_list]  # the test batch is the last
-    for file, md5 in (*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])):
+    kind, found = getattr(datasets, source.kind), root
+    batches = [*kind.train_list, *kind.test_list]  # the test batch is the last
+    if not any((root / file).is_file() for file, _ in batches):
+        found = find(source, _untar, root, download)
+    for file, md5 in (*batches, (kind.meta["filename"], kind.meta["md5"])):
         verify(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
-    raw = [pickle.loads((found / file).read_bytes(), encoding="latin1") for file, _ in batches]
+    files = [found / file for file, _ in batches] + [found / kind.meta["filename"]]
+    *raw, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
-    labels = torch.tensor([label for batch in raw for label in batch["labels"]])
-    test = len(raw[-1]["labels"])
-    classes = SOURCES["cifar10"].classes
+    key = "labels" if "labels" in raw[0] else "fine_labels"
+    labels = torch.tensor([label for batch in raw for label in batch[key]])
+    test, classes = len(raw[-1][key]), tuple(meta[kind.meta["key"]])
     return images[:-test], labels[:-test], images[-test:], labels[-test:], classes
+
+
+def _is_of_torchvision(name: str) -> bool:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name, None)
+    return isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)
+
+
+def _of_torchvision(
+    source: "Source", root: Path, size: int | None, download: bool, device: str
+) -> Dataset:
+    """A set of torchvision's in two parts, as its class reads it."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, source.kind)
+    options = inspect.signature(kind.__init__).parameters
+    parts = {"train": (True, False)} if "train" in options else {"split": ("train", "test")}
+    try:
+        ((name, values),) = parts.items()
+        more = {"download": download} if "download" in options else {}
+        made = tuple(kind(root, **{name: value}, **more) for value in values)
+    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        raise DataError(f"no {source.title} in {root}: {error}") from error
+    return dataset(made, size=size, device=device)
 
 
 def _untar(archive: Path, into: Path) -> None:
@@ -134,9 +225,9 @@ def _untar(archive: Path, into: Path) -> None:
         tar.extractall(into)
 
 
-def _tiny_imagenet(root: Path, download: bool) -> tuple:
+def _tiny_imagenet(source: "Source", root: Path, download: bool) -> tuple:
     """The official validation images, in the order of their annotations, are the test images."""
-    kept = find(SOURCES["tiny-imagenet"], _decode, root, download)
+    kept = find(source, _decode, root, download)
     try:
         with safe_open(kept, "pt") as file:  # mapped, not copied
             tensors = [file.get_tensor(name) for name in PARTS]
@@ -147,9 +238,6 @@ def _tiny_imagenet(root: Path, download: bool) -> tuple:
 
 def _decode(official: Path, into: Path) -> None:
     """Tiny ImageNet's archive, read in place, or the folder unpacked from it, as one file."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
     name = "tiny-imagenet-200"
     official = official if official.is_dir() else zipfile.Path(official, f"{name}/")
 
@@ -172,14 +260,11 @@ def _decode(official: Path, into: Path) -> None:
             raise DataError(f"{official} is incomplete: expected {expected} {what}, got {got}")
     tensors = []
     for files in (train, test):
-        images = torch.empty(len(files), 3, 64, 64, dtype=torch.uint8)
-        for i, file in enumerate(tqdm(files, "Tiny ImageNet", mininterval=2)):
-            try:
-                with (official / file).open("rb") as stream:  # some are grey
-                    images[i] = pil_to_tensor(Image.open(stream).convert("RGB"))
-            except Exception as error:
-                raise DataError(f"unreadable image {official / file}: {error}") from error
-        tensors += [images, torch.tensor([labels[wnid] for wnid in files.values()])]
+        numbers = np.array([labels[wnid] for wnid in files.values()])
+        images, truth, failed = _read(_Files(official, np.array([*files]), numbers), None)
+        if failed:
+            raise DataError(f"{official}: {_listed(failed)}")
+        tensors += [images, truth]
     named = {"classes": "\n".join(words[wnid] for wnid in labels)}
     made = dict(zip(PARTS, tensors, strict=True))
     paths.atomic_write(into / f"{name}.safetensors", lambda path: save_file(made, path, named))
@@ -189,14 +274,205 @@ def _sources() -> dict[str, Source]:
     """sources.toml; where it has no names of classes, but their number, they are numbered."""
     found = {}
     for name, row in tomllib.loads((paths.PACKAGE / "sources.toml").read_text()).items():
-        row["classes"] = row["classes"] or [f"class {i}" for i in range(row.pop("count"))]
+        row["classes"] = row.get("classes") or [f"class {i}" for i in range(row.pop("count"))]
         listed = {key: tuple(row.get(key, ())) for key in ("classes", "forms", "mirrors")}
-        found[name] = Source(**row | listed, read=READERS[name])
+        found[name] = Source(**row | listed, read=READERS.get(name))
     return found
 
 
-READERS = {"digits": _digits, "cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet}
+READERS = {"digits": _digits, "tiny-imagenet": _tiny_imagenet} | dict.fromkeys(
+    ("cifar10", "cifar100"), _cifar
+)
 SOURCES = _sources()
+
+
+# ---- one's own images ----
+
+
+@checked
+def dataset(
+    source: Dataset | Pairs | tuple | str | Path,
+    *,
+    size: int | tuple | None = None,
+    test_share: float = 0.2,
+    seed: int = 0,
+    gigabytes: float = 2.0,
+    workers: int | None = None,
+    most_pixels: int = MOST_PIXELS,
+    device: str | torch.device = "cpu",
+) -> Dataset:
+    """The images of a folder, of a torch Dataset of pairs (image, label), or of tensors.
+
+    A folder holds train/ and val/ or test/, each with a folder a class, or the folders of classes
+    alone. A tuple is of two torch Datasets, of images and labels, or of both for training and then
+    for testing. Where nothing is for testing, `test_share` of each class is, drawn by `seed`. Every
+    image becomes pixels of `size` as `read_image` says; without one all must have the same. What
+    cannot be read is skipped and listed with a warning, up to 1 % of all; then DataError. All are
+    read once; where they fill more than so many `gigabytes` they are read again in each epoch, by
+    `workers` processes (None: one a core for 1,000 images and more).
+    """
+    if isinstance(source, Dataset):
+        return source
+    size = (size, size) if isinstance(size, int) else size
+    if size is not None and len([whole("size", side) for side in size]) != 2:
+        raise BadInput(f"size: expected an int or (height, width), got {size}")
+    if isinstance(source, str | Path):
+        parts, name = folder_parts(Path(source).expanduser()), Path(source).resolve().name
+    else:
+        parts, name = _parts(source if isinstance(source, tuple) else (source,)), "own images"
+    room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
+    for part in parts:
+        images, labels, failed = _read(part, size, room, workers, most_pixels)
+        size, skipped = images.shape[2:], [*skipped, *failed]
+        read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
+    if skipped:
+        warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
+    numbers = range(1 + max(int(labels.max()) for labels in read[1::2]))
+    classes = tuple(map(str, getattr(parts[0], "classes", numbers)))
+    counts = read[1].bincount(minlength=len(classes)).tolist()
+    if 0 in counts:
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
+    found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
+    if len(read) == 4:
+        return found
+    share = round(number("test_share", test_share, below=1) * len(read[1]))
+    return held_out(found, max(1, share), seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Files(Pairs):
+    """Pairs (path, label) of files in a folder; in arrays, which processes share."""
+
+    root: Path | zipfile.Path
+    names: np.ndarray
+    labels: np.ndarray
+    classes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, at: int) -> tuple[Path, int]:
+        return self.root / str(self.names[at]), int(self.labels[at])
+
+
+def folder_parts(root: Path) -> list[_Files]:
+    """The files of a folder with their classes, for training and perhaps for testing."""
+    inside = _folders(root)
+    test = [inside[name] for name in ("val", "test") if name in inside][:1]
+    split = "train" in inside and (test or len(inside) == 1)
+    parts = [inside["train"], *test] if split else [root]
+    classes = sorted({name for part in parts for name in _folders(part)})
+    if len(classes) < 2:
+        wanted = "expected a folder for each of two classes or more"
+        raise DataError(f"{root}: {wanted}, got {', '.join(classes) or 'none'}")
+    found = []
+    for part in parts:
+        files = [
+            (str(path.relative_to(root)), label)
+            for label, name in enumerate(classes)
+            for path in sorted((part / name).rglob("*"))
+            if path.name[0] != "." and (path.is_symlink() or not path.is_dir())
+        ]
+        if not files:
+            raise DataError(f"no images in {part}")
+        found.append(_Files(root, *map(np.array, zip(*files, strict=True)), classes))
+    return found
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    try:
+        return {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
+    except OSError as error:
+        raise DataError(f"no folder of images in {root}: {error.strerror}") from error
+
+
+def _parts(given: tuple) -> list[Pairs]:
+    """One or two torch Datasets; an ImageFolder as its files, which its loader would not turn."""
+    from torchvision.datasets import DatasetFolder
+    from torchvision.datasets.folder import default_loader
+
+    if given and all(isinstance(each, Tensor) for each in given):
+        lengths = [len(each) for each in given]
+        if lengths[::2] != lengths[1::2]:
+            raise BadInput(f"data: expected labels for each tensor of images, got {lengths}")
+        given = [TensorDataset(*given[at : at + 2]) for at in range(0, len(given), 2)]
+    if len(given) not in (1, 2) or not all(isinstance(each, Pairs) for each in given):
+        wanted = "a folder, one or two torch Datasets, or two or four tensors"
+        got = ", ".join(type(each).__name__ for each in given)
+        raise BadType(f"data: expected {wanted}, got {got or 'nothing'}")
+    found = [*given]
+    for i, each in enumerate(given):
+        plain = isinstance(each, DatasetFolder) and each.loader is default_loader
+        if plain and each.transforms is None:
+            names, labels = zip(*each.samples, strict=True)
+            names = [str(Path(name).absolute()) for name in names]
+            found[i] = _Files(Path(each.root), np.array(names), np.array(labels), each.classes)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried(Pictures):
+    """Each image with its label and nothing, or with what is wrong with it."""
+
+    exact: bool = False
+
+    def __getitem__(self, at: int) -> tuple[Tensor, int, str]:
+        try:
+            image, label = self.source[at]
+            pixels = read_image(image, None if self.exact else self.size, **self.options)
+            if pixels.shape[1:] != self.size:
+                name = f"image {at}" if isinstance(image, Tensor | Image.Image) else image
+                wanted = f"expected {self.size}, as the first, or a size to scale to"
+                raise BadInput(f"{name}: {wanted}, got {tuple(pixels.shape[1:])}")
+            return pixels, whole("label", operator.index(label), least=0), ""
+        except Exception as error:  # of a Dataset of somebody's own, any
+            said = "" if isinstance(error, BadInput) else f"image {at}: {type(error).__name__}: "
+            return torch.zeros(3, *self.size, dtype=torch.uint8), 0, f"{said}{error}"
+
+
+def _read(
+    source: Pairs,
+    size: Size | None,
+    room: float = math.inf,
+    workers: int | None = 1,
+    most_pixels: int = MOST_PIXELS,
+) -> tuple[Tensor | Pictures, Tensor, list[str]]:
+    """Images and labels of one part, all tried once, and what was wrong with those left out."""
+    if not hasattr(source, "__len__"):
+        raise BadType(f"data: expected Datasets of a known length, got {type(source).__name__}")
+    count = whole("number of images", len(source))
+    if isinstance(source, TensorDataset) and source.tensors[0].dtype == torch.uint8:
+        images, labels = source.tensors
+        numbers = labels.dtype == torch.int64 and labels.ndim == 1 and labels.min() >= 0
+        if numbers and images.shape[1:] == (3, *(size or images.shape[2:])):  # as they are
+            return images, labels, []
+    options = {"most_pixels": most_pixels, "within": getattr(source, "root", None)}
+    workers = workers or ((os.cpu_count() or 1) if count >= 1000 else 1)
+    fixed = size or tuple(read_image(source[0][0], **options).shape[1:])
+    images = Pictures(source, torch.arange(count), fixed, workers, options)
+    kept = torch.empty(images.shape, dtype=torch.uint8) if math.prod(images.shape) <= room else None
+    labels, failed, at = torch.empty(count, dtype=torch.int64), {}, 0
+    tried = _Tried(**vars(images), exact=size is None).loader(batch_size=64)
+    for pixels, truth, said in tqdm(tried, "images", disable=None, leave=False, mininterval=1):
+        here = slice(at, at + len(truth))
+        labels[here] = truth
+        if kept is not None:
+            kept[here] = pixels
+        failed |= {at + i: text for i, text in enumerate(said) if text}
+        at += len(truth)
+    if len(failed) > count / 100:
+        raise DataError(f"of {count} images {_listed([*failed.values()])}")
+    good = [i for i in range(count) if i not in failed]
+    images = images if kept is None else kept
+    images, labels = (images[good], labels[good]) if failed else (images, labels)
+    return images, labels, [*failed.values()]
+
+
+def _listed(failed: list[str]) -> str:
+    """What could not be read, in a line."""
+    more = f"; and {len(failed) - 10} more" * (len(failed) > 10)
+    return f"{len(failed)} that cannot be read: {'; '.join(failed[:10])}{more}"
 
 
 def check_pixels(images: Tensor) -> None:
@@ -256,30 +532,33 @@ def subset(
     """
     parts = {}
     for part, n in {"train": train, "test": test}.items():
-        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+        labels = getattr(dataset, f"{part}_labels")
         if n is None:
             continue
         if whole(part, n) > len(labels):
             raise BadInput(f"{part}: expected at most {len(labels)} images, got {n}")
-        index = _stratified(labels, seed)[:n].sort().values
-        parts |= {f"{part}_images": images[index], f"{part}_labels": labels[index]}
+        parts |= _chosen(dataset, part, part, _stratified(labels, seed)[:n])
     return replace(dataset, **parts)
 
 
 @checked
-def held_out(dataset: Dataset, images: int) -> Dataset:
-    """The dataset with so many of its training images, always the same ones, as its test images.
+def held_out(dataset: Dataset, images: int, *, seed: int = 0) -> Dataset:
+    """The dataset with so many of its training images, the same for a seed, as its test images.
 
     Each class has its share; they are no longer trained on. BadInput if none would be left.
     """
     if whole("images", images) >= len(dataset.train_labels):
         most = len(dataset.train_labels) - 1
         raise BadInput(f"images: expected at most {most} held out, got {images}")
-    order = _stratified(dataset.train_labels)
-    parts = {"train": order[images:].sort().values, "test": order[:images].sort().values}
-    chosen = {f"{part}_images": dataset.train_images[i] for part, i in parts.items()}
-    chosen |= {f"{part}_labels": dataset.train_labels[i] for part, i in parts.items()}
-    return replace(dataset, **chosen)
+    order = _stratified(dataset.train_labels, seed)
+    parts = _chosen(dataset, "train", "train", order[images:])
+    return replace(dataset, **parts, **_chosen(dataset, "train", "test", order[:images]))
+
+
+def _chosen(dataset: Dataset, part: str, into: str, places: Tensor) -> dict[str, Tensor | Pictures]:
+    """Images and labels of some places of a part, in the dataset's order."""
+    places, kinds = places.sort().values, ("images", "labels")
+    return {f"{into}_{kind}": getattr(dataset, f"{part}_{kind}")[places] for kind in kinds}
 
 
 def _stratified(labels: Tensor, seed: int = 0) -> Tensor:

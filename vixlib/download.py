@@ -29,16 +29,18 @@ class Source(NamedTuple):
 
     `forms` are the names under which it may lie in a folder, the first as it is read, the second
     the official archive; `mirrors` serve byte-identical copies, the universities' own last: they
-    are slow or dead at times.
+    are slow or dead at times. `kind` is the class of torchvision that knows it; without `read`
+    that class reads it.
     """
 
     title: str
-    classes: tuple[str, ...]  # a Dataset has Tiny ImageNet's real names
-    read: Callable[[Path, bool], tuple]
-    forms: tuple[str, ...]
-    mirrors: tuple[str, ...]
+    classes: tuple[str, ...] = ()  # a Dataset has Tiny ImageNet's real names
+    read: Callable[["Source", Path, bool], tuple] | None = None
+    forms: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
     md5: str = ""
     size: int = 0  # of the archive, in bytes
+    kind: str = ""
 
 
 def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:

@@ -58,7 +58,8 @@ class Positions(nn.Module):
 
     def follow(self, twin: "Positions") -> None:
         """Positions are resampled as an image, to another's size."""
-        self.table = nn.Parameter(resample(self.table.detach(), *twin.table.shape[1:]))
+        table = resample(self.table.detach(), *twin.table.shape[1:])
+        self.table = nn.Parameter(table, self.table.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.prefix, rearrange(self.table, "c r s -> (r s) c")])
@@ -119,7 +120,7 @@ class OffsetBias(nn.Module):
         table = self.table.detach()
         rows = stretch(table.shape[1], keys.rows).to(table)
         columns = stretch(table.shape[2], keys.columns).to(table)
-        self.table = nn.Parameter(rows @ table @ columns.T)
+        self.table = nn.Parameter(rows @ table @ columns.T, self.table.requires_grad)
         self.of_queries = (self.stride * places(queries)).to(self.of_queries)
         self.of_keys = places(keys).to(self.of_keys)
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vixlib.attention import Bias, Grid, Mechanism
-from vixlib.errors import BadInput, checked
+from vixlib.errors import BadInput, checked, held
+
+LARGEST = 100  # of a normalised pixel: beyond are bytes, or nothing finite
 
 
 @checked
@@ -37,8 +39,9 @@ class AttentionMap(NamedTuple):
         `query` is a pixel (row, column) or "cls", None for the mean of all; `head` None for the
         mean of all. Keys without a place (CLS) are left out. BadInput for what is not there.
         """
-        if head is not None and not 0 <= head < self.weights.shape[1]:
-            raise BadInput(f"head: expected 0 to {self.weights.shape[1] - 1}, got {head}")
+        heads = range(self.weights.shape[1])
+        if head is not None and head not in heads:
+            raise BadInput(f"head: expected 0 to {heads[-1]}, got {head!r}")
         weights = self.weights.mean(1) if head is None else self.weights[:, head]
         chosen = one_query(self.queries, self.size, query).to(weights)
         return on_image(chosen @ weights, self.keys, self.size)
@@ -48,6 +51,9 @@ class AttentionMap(NamedTuple):
 @torch.no_grad()
 def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
     """The map of every attention layer of a model, first to last, for normalised images."""
+    if not (images.abs() <= LARGEST).all():
+        seen = f"{images.min():g} to {images.max():g}"
+        raise BadInput(f"images: expected normalised floats, about -1 to 1, got {seen}")
     seen = []
 
     def see(mechanism: Mechanism, qkv: tuple[Tensor, ...], bias: dict[str, Bias]) -> None:
@@ -73,6 +79,7 @@ def rollout(maps: Sequence[AttentionMap], query: tuple[int, int] | str | None = 
     attends to. Heads are averaged by the size of their weights, since linear attentions have
     negative ones, too. Where the grid changes between layers, shares stay with their place.
     """
+    held("maps", maps, Sequence[AttentionMap])
     if not maps:
         raise BadInput("rollout: expected the maps of attention layers, got none")
     share = one_query(maps[-1].queries, maps[-1].size, query).to(maps[-1].weights)

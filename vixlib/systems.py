@@ -5,6 +5,7 @@ open. A new host is a file in models/ and a row of FAMILIES. All else derives fr
 tables, the queue, colours and markers, the sizes that tests and notebooks build.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from vixlib.layers import ConvolutionalEmbedding, TokenMLP
 from vixlib.models.baselines import ConvMixer, ResNet
 from vixlib.models.cct import CCX
 from vixlib.models.cvt import CvX
-from vixlib.models.host import TokenMixer
+from vixlib.models.host import FEWEST_TOKENS, TokenMixer
 from vixlib.models.levit import LeViX
 from vixlib.models.vix import ViX
 from vixlib.released import StdNorm, compact_start
@@ -173,17 +174,21 @@ def build(
     *,
     attention: str | Callable[..., Mechanism] | None = None,
     mixer: TokenMixer | None = None,
+    few_tokens: str | None = None,
     **sizes,
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
 
     `attention` swaps the mechanism: a name of MECHANISMS ("softmax", "linformer", ...) gives the
     sibling row, so `build("ViT", attention="nystrom")` is `build("ViN")`; a class or a partial has
-    its own defaults. `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
+    its own defaults. Where every layer is over fewer than 64 tokens, softmax is kept with a
+    warning, and a class or a partial refused; `few_tokens="softmax"` accepts that in silence.
+    `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
     `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for the ViX
     patch_size, dim, depth, dim_head (32 unless said), ...
     """
     row = system(name)
+    one_of("few_tokens", few_tokens or "softmax", ["softmax"])
     chosen = {} if mixer is None else {"mixer": mixer}
     mechanism = row.mechanism if attention is None else attention
     if attention is not None and mixer is not None:
@@ -197,6 +202,16 @@ def build(
     if mechanism is not None and mixer is None:
         chosen["mechanism"] = mechanism
     try:
-        return row.family.host(**{**row.family.options, **chosen, **sizes})
+        model = row.family.host(**{**row.family.options, **chosen, **sizes})
     except RuntimeError as error:  # no memory for it
         raise BadInput(f"{name} with {sizes}: {str(error).splitlines()[0]}") from error
+    model.system = name
+    made = [each for each in model.modules() if isinstance(each, Mechanism)]
+    few = all(max(m.queries.tokens, m.keys.tokens) < FEWEST_TOKENS for m in made)
+    asked = getattr(mechanism, "func", mechanism)
+    if made and few and asked not in Softmax.__mro__ and few_tokens is None:
+        said = f"{name}: softmax is kept, over fewer than {FEWEST_TOKENS} tokens in every layer"
+        if callable(attention):
+            raise BadInput(f'{said}; few_tokens="softmax" accepts that')
+        warnings.warn(said, stacklevel=3)
+    return model

@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +13,12 @@ from tqdm import tqdm
 
 from vixlib.attention import Grid
 from vixlib.checkpoint import Checkpoint, stopping
-from vixlib.data import Dataset, augment, normalise
+from vixlib.data import Dataset, Pairs, augment, batches, dataset, normalise
 from vixlib.errors import BadInput, Diverged, checked, enough_memory, number, one_of
 from vixlib.layers import Residual
 
 PRECISIONS = "float32", "bfloat16"
+MIXES = {"mixup": "MixUp", "cutmix": "CutMix"}  # in torchvision.transforms.v2
 EVALUATION_BATCH = 250
 LOOK = 50  # steps between two looks for divergence, each of which waits for the device
 FIRST = 20  # steps of a training whose losses are kept
@@ -28,7 +31,7 @@ class TimeUp(Exception):
 @checked
 def fit(
     model: nn.Module,
-    data: Dataset,
+    data: Dataset | Pairs | tuple | Path,
     *,
     epochs: int,
     batch: int = 128,
@@ -37,6 +40,11 @@ def fit(
     warm_up: float = 0.0,
     cosine: bool = False,
     augmented: bool = False,
+    mix: str | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: str | Tensor | None = None,
+    best: bool = False,
+    patience: int | None = None,
     precision: str = "float32",
     seed: int = 0,
     watch: int | None = None,
@@ -48,7 +56,14 @@ def fit(
 ) -> list[dict] | None:
     """Train a model in place with AdamW; return its curve, a row an epoch.
 
-    The rate rises over the share `warm_up` of all steps, is `lr`, and with `cosine` falls to 0.
+    `data` are a Dataset or what `data.dataset` makes one of. The rate rises over the share
+    `warm_up` of all steps, is `lr`, and with `cosine` falls to 0.
+    `mix`: "mixup" (Zhang et al. 2018) or "cutmix" (Yun et al. 2019) of the images of a batch.
+    `label_smoothing`: the share of a label that all classes get alike (Szegedy et al. 2016).
+    `class_weights`: of each class in the loss; "balanced" for n / (classes x its images).
+    `best`: the model ends with the weights of the first epoch of the highest top-1.
+    `patience`: training ends after so many epochs without a higher top-1.
+    Parameters that require no gradient stay as they are, free of weight decay, too.
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
@@ -58,6 +73,12 @@ def fit(
     names the first step whose loss, weights or evaluation are not finite; the checkpoint then stays
     the last good one. A list `losses` gets the loss of each of the FIRST steps, on the device.
     """
+    device = next(model.parameters()).device
+    data = dataset(data, size=getattr(model, "size", None), device=device)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise BadInput("model: expected a parameter that learns, got none that requires a gradient")
+    options = {"augmented": augmented, "precision": precision, "mix": mix}
+    options |= loss_options(data, class_weights, label_smoothing)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     state = {"epoch": 0, "step": 0, "curve": [], "sums": torch.zeros(2), "losses": []}
     state |= {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -67,7 +88,6 @@ def fit(
     if losses is not None:
         losses[:] = state["losses"]
         state["losses"] = losses
-    device = next(model.parameters()).device
     state["sums"] = state["sums"].to(device)
     finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
 
@@ -85,7 +105,8 @@ def fit(
         model.train()
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
-        order = order.to(device)
+        chosen = order.to(device).split(batch)[state["step"] :]
+        some = batches(data.train_images, data.train_labels, chosen)
         finite.fill_(state["step"])
         epoch = f"epoch {state['epoch'] + 1}/{epochs}"
         # at a terminal only; in a log, `report` writes its line an epoch
@@ -98,11 +119,11 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr * share_of_rate(taken, epochs * an_epoch, warm_up, cosine)
             torch.manual_seed(100_000 * epoch_seed + step)
-            chosen = order[step * batch :][:batch]
-            loss, correct = learn(model, optimizer, data, chosen, augmented, precision)
+            images, labels = next(some)
+            loss, correct = learn(model, optimizer, data, images, labels, **options)
             if len(state["losses"]) == taken < FIRST:
                 state["losses"].append(loss)
-            state["sums"] += torch.stack([loss * len(chosen), correct])
+            state["sums"] += torch.stack([loss * len(labels), correct])
             finite.add_(loss.isfinite() & (finite == step))
             state["step"] = step + 1
             if state["step"] % LOOK == 0:
@@ -112,7 +133,7 @@ def fit(
     count = len(data.train_images)
     an_epoch = math.ceil(count / batch)
     try:
-        while state["epoch"] < epochs:
+        while state["epoch"] < epochs and since_best(state["curve"]) < (patience or math.inf):
             began, cpu = time.monotonic(), time.process_time()
             try:
                 train_epoch()
@@ -129,6 +150,9 @@ def fit(
             state["curve"].append({name: round(value, 4) for name, value in row.items()})
             state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0, "cpu_seconds": 0.0}
             state["sums"].zero_()
+            if best and since_best(state["curve"]) == 0:
+                kept = {name: t.detach().clone() for name, t in model.state_dict().items()}
+                state["best"] = kept
             report(state["curve"][-1])
             if checkpoint is not None:
                 checkpoint.save(model, optimizer, state)
@@ -136,7 +160,32 @@ def fit(
         if checkpoint is not None and state["epoch"] + state["step"]:
             checkpoint.save(model, optimizer, state)
         return None
+    if best:
+        model.load_state_dict(state["best"])
     return state["curve"]
+
+
+def since_best(curve: list[dict]) -> int:
+    """How many epochs ago the highest top-1 was first seen."""
+    seen = [row["top1"] for row in curve]
+    return len(seen) - 1 - seen.index(max(seen)) if seen else 0
+
+
+def loss_options(data: Dataset, weights: str | Tensor | None, smoothing: float) -> dict:
+    """Options of the cross-entropy; none that says what is so anyway."""
+    found = {"label_smoothing": number("label_smoothing", smoothing, below=1)} if smoothing else {}
+    if weights is None:
+        return found
+    count = len(data.classes)
+    if isinstance(weights, str):
+        one_of("class_weights", weights, ["balanced"])
+        images = data.train_labels.bincount(minlength=count)
+        weights = len(data.train_labels) / (count * images.clamp(min=1))
+    weights = weights.to(data.train_labels.device, torch.float32)
+    if weights.shape != (count,) or not (weights.isfinite() & (weights >= 0)).all():
+        seen = f"{tuple(weights.shape)} from {weights.min():g} to {weights.max():g}"
+        raise BadInput(f"class_weights: expected {count} numbers of at least 0, got {seen}")
+    return found | {"weight": weights}
 
 
 def share_of_rate(step: int, steps: int, warm_up: float, cosine: bool) -> float:
@@ -154,25 +203,38 @@ def learn(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     data: Dataset,
-    chosen: Tensor,
+    images: Tensor,
+    labels: Tensor,
     augmented: bool,
     precision: str,
+    mix: str | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
-    """One step on the chosen images: their mean loss, and how many were right. Waits for nothing.
+    """One step on uint8 images: their mean loss, and how many were right. Waits for nothing.
 
-    All of it stays on the device of the data.
+    All of it stays on the device of the images. Of mixed images the larger share is right.
     """
-    images, labels = data.train_images[chosen], data.train_labels[chosen]
     images = normalise(augment(images) if augmented else images)
+    if mix is not None:
+        images, labels = mixed(mix, len(data.classes))(images, labels)
     logits = logits_of(model, images, data, precision)
-    loss = descend(optimizer, logits, labels)
-    return loss, (logits.detach().argmax(1) == labels).sum()
+    loss = descend(optimizer, logits, labels, **options)
+    truth = labels if mix is None else labels.argmax(1)
+    return loss, (logits.detach().argmax(1) == truth).sum()
 
 
-def descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor) -> Tensor:
+@cache
+def mixed(name: str, classes: int) -> nn.Module:
+    """What mixes each image of a batch, and its label, with those of the one before."""
+    from torchvision.transforms import v2  # here: its import takes seconds
+
+    return getattr(v2, MIXES[one_of("mix", name, MIXES)])(num_classes=classes)
+
+
+def descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor, **options) -> Tensor:
     """One step down the cross-entropy of logits (b classes) with their gradients; its mean."""
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the loss
-    loss = F.cross_entropy(logits.to(wide), labels)
+    loss = F.cross_entropy(logits.to(wide), labels, **options)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -227,11 +289,10 @@ def judged(
     was_training = model.training
     model.eval()
     images, labels = data.test_images[:first], data.test_labels[:first]
+    places = torch.arange(len(labels), device=labels.device).split(EVALUATION_BATCH)
     hits = []
     try:
-        for some, truth in zip(
-            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
-        ):
+        for some, truth in batches(images, labels, places):
             stop_at(deadline)
             logits = logits_of(model, normalise(some), data, precision)
             best = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
@@ -246,8 +307,8 @@ def logits_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -
     """What a model says of normalised images (b 3 h w): (b classes); BadInput if it is not that."""
     with autocast(images.device, precision):
         logits = model(images)
-    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
-        wanted = f"({len(images)}, {len(data.classes)})"
+    wanted = len(images), len(data.classes)
+    if logits.shape != wanted:
         raise BadInput(f"model: expected logits {wanted}, got {tuple(logits.shape)}")
     return logits
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, construct
-from vixlib.errors import BadInput, BadType, checked, renamed, whole
+from vixlib.errors import BadInput, BadType, checked, held, renamed, whole
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import Rotary
 
@@ -30,6 +30,7 @@ def mechanism_for(
     Raises BadInput where its rank or landmarks would not be fewer than the tokens, or where it
     cannot take what the host gives: fewer queries than keys, values wider than keys.
     """
+    held("mechanism", mechanism, Callable)
     if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
         return Softmax(heads, dim_head, queries, keys)
     made = construct(mechanism, heads, dim_head, queries, keys)
@@ -87,7 +88,7 @@ class Host(nn.Module):
         size = (image_size,) * 2 if isinstance(image_size, int) else image_size
         if len(size) != 2:
             raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
-        self.size = tuple(whole("image_size", side) for side in size)
+        self.size = self.built = tuple(whole("image_size", side) for side in size)
         self.grid = Grid(0, 0)  # of a host without tokens
 
     def patches(self, patch_size: int) -> Grid:
@@ -105,7 +106,10 @@ class Host(nn.Module):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = getattr(images, "dtype", type(images).__name__)
             raise BadType(f"images: expected a tensor of normalised floats, got {got}")
-        if images.shape[1:] != (3, *self.size):
+        dtype = next(self.parameters()).dtype
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            raise BadType(f"images: expected {dtype} as the weights, got {images.dtype}")
+        if images.shape[1:] != (3, *self.size) or not len(images):
             wanted, got = f"(batch, 3, {self.size[0]}, {self.size[1]})", tuple(images.shape)
             hint = "resized(model, (height, width)) gives a model for another size"
             raise BadInput(f"images: expected {wanted}, got {got}; {hint}")
@@ -125,10 +129,13 @@ def resized(model: Host, image_size: int | tuple[int, int]) -> Host:
     with torch.device("meta"):  # only its grids are wanted
         twin = type(model)(**{**model.options, "image_size": image_size})
     copy = deepcopy(model)
-    for name, module in copy.named_modules():
-        if hasattr(module, "grid"):
-            module.grid = twin.get_submodule(name).grid
-        if hasattr(module, "follow"):
-            module.follow(twin.get_submodule(name))
+    try:
+        for name, module in copy.named_modules():
+            if hasattr(module, "grid"):
+                module.grid = twin.get_submodule(name).grid
+            if hasattr(module, "follow"):
+                module.follow(twin.get_submodule(name))
+    except RuntimeError as error:  # no memory for it
+        raise BadInput(f"image_size: {image_size}: {str(error).splitlines()[0]}") from error
     copy.size, copy.options = twin.size, twin.options
     return copy

@@ -1,4 +1,4 @@
-"""The command line: vix list | train | verify | predict | reproduce."""
+"""The command line: vix list | train | verify | predict | export | reproduce."""
 
 import argparse
 import json
@@ -6,18 +6,24 @@ import math
 import os
 import sys
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from vixlib import list_systems, measure
+from vixlib import __version__, list_systems, measure
+from vixlib.attention import Mechanism
 from vixlib.errors import BadInput, RecordError, one_of, whole
-from vixlib.paper import training
+from vixlib.fused import Softmax
+from vixlib.images import MOST_PIXELS
+from vixlib.models.host import FEWEST_TOKENS
+from vixlib.paper import own, training
 from vixlib.paper.records import DIFFERENT, load, records_folder, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run, queue
 from vixlib.paper.verify import rebuilt, verify
+from vixlib.systems import system
 
 ENDS = """exit status: 0 all done; 3 some are left, since time is up or another process trains them;
 1 a run failed or diverged, now or before; 2 what was asked for cannot be; 130 stopped by Ctrl-C,
@@ -31,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
-        return options.command(options) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return options.command(options) or 0
     except BadInput as error:
         print(f"vix: {error}", file=sys.stderr)
         return 2
@@ -47,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _warn(message: Warning, *where: object) -> None:
+    print(f"vix: {message}", file=sys.stderr)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise BadInput(message)
@@ -54,8 +66,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("vix", description="Vision Xformers, reproduced.")
+    parser.add_argument("--version", action="version", version=f"vixlib {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="list | train | verify | predict | reproduce"
+        required=True, metavar="list | train | verify | predict | export | reproduce"
     )
 
     def command(function, text: str, profile: str) -> argparse.ArgumentParser:
@@ -66,9 +79,22 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def trains(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--data", metavar="DIR", help="a folder that holds CIFAR-10")
+        held = "a folder that holds CIFAR-10, or folders of your own images"
+        sub.add_argument("--data", metavar="DIR", help=held)
         sub.add_argument("--workers", type=int, help="runs side by side, one thread each")
         sub.add_argument("--dirty", action="store_true", help="train even uncommitted code")
+
+    def of_a_run(sub: argparse.ArgumentParser, recipe: str) -> None:
+        sub.add_argument("--recipe", help=f"{' | '.join(RECIPES)} (default {recipe})")
+        sub.add_argument("--seed", type=int, help="of all that is random (default 0)")
+        text = "a size or setting that differs; again for another"
+        given = {"action": "append", "default": [], "metavar": "NAME=VALUE", "dest": "changes"}
+        sub.add_argument("--set", help=text, **given)
+
+    def trained(sub: argparse.ArgumentParser) -> None:
+        text = "weights: a file, the name of a run, or a system and its options"
+        sub.add_argument("model", metavar="WEIGHTS-or-RUN", help=text)
+        of_a_run(sub, "fair")
 
     command(_list, "name, size, tokens and FLOPs of every system", "paper")
 
@@ -76,15 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.epilog = ENDS
     sub.add_argument("systems", nargs="*", help="names as `vix list` prints them")
     sub.add_argument("--queue", metavar="PROFILE", help="every unfinished run of a profile")
-    sub.add_argument("--recipe", help=f"{' | '.join(RECIPES)} (default fair, or the queue's own)")
-    sub.add_argument("--seed", type=int, help="default 0, or the queue's own")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
+    of_a_run(sub, "fair, the queue's own, annealed for your images")
     sub.add_argument("--minutes", type=float, help="stop in time, with a checkpoint to go on from")
     sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     compiled = argparse.BooleanOptionalAction
     sub.add_argument("--compile", action=compiled, help="each block, by torch (default: on cuda)")
     sub.add_argument("--again", action="store_true", help="train even what has a record")
     trains(sub)
+    own.add_options(sub)
 
     sub = command(_verify, "train the first steps of records again, and compare", "laptop")
     sub.add_argument("records", nargs="*", metavar="RECORD", help="files, or names of a profile's")
@@ -93,10 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     sub.add_argument("--write", action="store_true", help="note in the records what was found")
 
-    sub = command(_predict, "classify an image with the trained weights of a run", "laptop")
-    sub.add_argument("system")
-    sub.add_argument("image", type=Path)
-    sub.add_argument("--seed", type=int, default=0)
+    sub = command(_predict, "classify images with trained weights", "laptop")
+    trained(sub)
+    sub.add_argument("images", type=Path, nargs="+", help="files, or folders of them")
+    sub.add_argument("--top", type=int, default=5, help="classes an image (default 5)")
+    sub.add_argument("--json", action="store_true", help="a line of JSON an image")
+    sub.add_argument("--batch", type=int, default=64, help="images at once (default 64)")
+    sub.add_argument("--most-pixels", type=int, default=MOST_PIXELS, help="refuse larger images")
+    sub.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+    sub = command(_export, "write trained weights as ONNX", "laptop")
+    trained(sub)
+    sub.add_argument("out", type=Path, help="the file to write, such as model.onnx")
 
     sub = command(_reproduce, "train what is missing, then execute every notebook", "quick")
     sub.add_argument("--write", action="store_true", help="put outputs into notebooks/ and README")
@@ -105,13 +138,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> None:
+    one_of("profile", options.profile, PROFILES)
     print(f"{'system':18}{'parameters':>12}{'tokens':>8}{'MFLOPs':>10}")
     for name in list_systems():
         run = Run(name, options.profile)
         with torch.device("meta"):
             model = run.build()
         cost = measure.flops(run.build, (1, 3, *model.size)) / 1e6
-        print(f"{name:18}{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}")
+        size = f"{measure.parameters(model):>12,}{run.tokens:>8,}{cost:>10,.1f}"
+        made = [each for each in model.modules() if isinstance(each, Mechanism)]
+        few = sum(each.queries.tokens < FEWEST_TOKENS > each.keys.tokens for each in made)
+        swapped = system(name).mechanism not in (None, Softmax)
+        note = f"  softmax in {few} of {len(made)} layers: few tokens" if few and swapped else ""
+        print(f"{name:18}{size}{note}")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -121,6 +160,14 @@ def _train(options: argparse.Namespace) -> int:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     changes = tuple(_change(text) for text in options.changes)
+    named = options.queue or "dataset" in dict(changes)
+    if options.data and not named and own.holds_images(Path(options.data)):
+        each = (own.train(name, options, dict(changes), deadline) for name in options.systems)
+        return True in [*each]  # all of them, whatever becomes of one
+    for name in (*own.SIZES, *own.FIT, "start"):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise BadInput(f"--{option}: only with a folder of your own images as --data")
     asked = {"recipe": options.recipe, "seed": options.seed}
     asked = {name: value for name, value in asked.items() if value is not None}
     wanted = [Run(name, options.profile, overrides=changes, **asked) for name in options.systems]
@@ -200,10 +247,13 @@ def _workers(options: argparse.Namespace, todo: list[Run]) -> int:
     return min(workers, len(todo) or 1)
 
 
-def _predict(options: argparse.Namespace) -> None:
-    run = Run(options.system, options.profile, seed=options.seed)
-    for name, probability in training.predict(run, options.image):
-        print(f"{100 * probability:6.2f} %  {name}")
+def _predict(options: argparse.Namespace) -> int:
+    whole("--batch", options.batch), whole("--top", options.top)
+    return own.predict(options, tuple(map(_change, options.changes)))
+
+
+def _export(options: argparse.Namespace) -> None:
+    own.export(options, tuple(map(_change, options.changes)))
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -155,8 +155,8 @@ class Run:
             grid = self.build().grid
         return grid.rows * grid.columns
 
-    def build(self) -> torch.nn.Module:
-        """Its untrained model, the same at every call."""
+    def build(self, num_classes: int | None = None) -> torch.nn.Module:
+        """Its untrained model, the same at every call, for its dataset's classes unless told."""
         s, family = self.settings, system(self.system).family
         sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
         if "std" in inspect.signature(family.host.__init__).parameters:
@@ -166,7 +166,8 @@ class Run:
             own = {option: value for (of, _, option), value in own if of == part}
             sizes |= {part: partial(made, **own)} if own else {}
         torch.manual_seed(self.seed)
-        model = build(self.system, num_classes=len(SOURCES[s["dataset"]].classes), **sizes)
+        classes = num_classes or len(SOURCES[s["dataset"]].classes)
+        model = build(self.system, num_classes=classes, **sizes)
         if RECIPES[self.recipe].follows and family.start is not None:
             family.start(model)
         return model

@@ -17,22 +17,20 @@ from itertools import takewhile
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from vixlib import data, measure, paths
+from vixlib import data, measure
 from vixlib.checkpoint import check_room, stoppable, stopping
 from vixlib.errors import BadInput, CheckpointError, Diverged, RunError, checked, enough_memory
 from vixlib.paper.provenance import origin
 from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, unfinished, write
 from vixlib.paper.runs import Run
 from vixlib.train import FIRST, Checkpoint, TimeUp, autocast, compile_blocks, fit, judged
+from vixlib.weights import save
 
 DONE, FAILED, LEFT = -1, -2, -3  # of a run in a queue; 0: not begun; else the number of its worker
 
@@ -177,9 +175,7 @@ def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, .
     if "status" in record:
         weights.unlink(missing_ok=True)
     else:
-        state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
-        about = {"classes": "\n".join(classes)}
-        paths.atomic_write(weights, lambda path: save_file(state, path, about))
+        save(model, weights, classes=classes)
     write(path, record)
     for path in files(run):  # what a process left that was killed while it wrote
         for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
@@ -394,22 +390,6 @@ def trained(run: Run) -> torch.nn.Module:
     except Exception as error:
         raise CheckpointError(f"unreadable weights {files(run).weights}; delete them") from error
     return model.eval()
-
-
-@checked
-def predict(run: Run, image: str | Path, top: int = 5) -> list[tuple[str, float]]:
-    """The likeliest classes of an image file with their probabilities."""
-    model = trained(run)
-    with safe_open(files(run).weights, "pt") as weights:
-        classes = weights.metadata()["classes"].split("\n")
-    try:
-        picture = Image.open(image).convert("RGB").resize(model.size[::-1])
-    except Exception as error:  # a broken PNG is a SyntaxError
-        raise BadInput(f"cannot read the image {image}: {error}") from error
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    with torch.no_grad():
-        best = model(data.normalise(pixels)).softmax(-1)[0].topk(min(top, len(classes)))
-    return [(classes[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
 
 
 def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:

@@ -1,0 +1,201 @@
+"""Trained models: saved with all that rebuilds them, loaded, asked about images, exported."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vixlib import attention, fused, layers
+from vixlib.data import normalise
+from vixlib.errors import BadInput, CheckpointError, checked, extra
+from vixlib.images import MOST_PIXELS, read_image
+from vixlib.models.host import Host, resized
+from vixlib.paths import atomic_write
+from vixlib.systems import FAMILIES
+
+FORMAT = "vixlib 1"  # of the metadata
+NORMALISATION = {"mean": [0.5] * 3, "std": [0.5] * 3}  # of pixels from 0 to 1
+HOSTS = {row.host.__name__: row.host for row in FAMILIES}
+PARTS = {  # what an option of a host may name; of two forms of a mechanism, what models use
+    name: kind
+    for module in (nn, attention, layers, fused)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, nn.Module)
+}
+
+
+@checked
+def save(model: Host, path: str | Path, *, classes: Iterable = ()) -> None:
+    """Write a model's weights and, as metadata, what `load` rebuilds it from, as safetensors.
+
+    Without names of `classes` they are those that it was loaded with, or numbers.
+    """
+    count = model.options.get("num_classes", _defaults(type(model))["num_classes"])
+    names = [*map(str, classes)] or [*getattr(model, "classes", map(str, range(count)))]
+    if len(names) != count or any("\n" in name for name in names):
+        raise BadInput(f"classes: expected {count} names of one line each, got {len(names)}")
+    options = _defaults(type(model)) | model.options | {"image_size": model.built}
+    try:
+        told = json.dumps({name: _told(value) for name, value in options.items()})
+    except TypeError as error:
+        raise BadInput(f"model: cannot write down how it was built: {error}") from error
+    about = {"format": FORMAT, "host": type(model).__name__, "options": told}
+    about |= {"system": getattr(model, "system", ""), "size": json.dumps(model.size)}
+    about |= {"classes": "\n".join(names), "normalisation": json.dumps(NORMALISATION)}
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    about["sha256"] = _digest(state, about)
+    atomic_write(Path(path), partial(save_file, state, metadata=about))
+
+
+@checked
+def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
+    """The model that `save` wrote, in evaluation mode; it has `classes` and `system`.
+
+    With another `num_classes` the layer that ends in them is fresh and the rest as it was. `parts`
+    (attention=, mixer=, ...) are those of somebody's own. CheckpointError where the file is damaged
+    or of something else.
+    """
+    state, about = _read(Path(path))
+    names = about["classes"].split("\n")
+    options = json.loads(about["options"]) | {"num_classes": num_classes or len(names)}
+    if "attention" in parts:
+        parts["mechanism"] = parts.pop("attention")
+    options |= {
+        name: _made(name, told, path) for name, told in options.items() if name not in parts
+    }
+    model = HOSTS[about["host"]](**options | parts)
+    size = tuple(json.loads(about["size"]))
+    model = model if size == model.size else resized(model, size)
+    if len(names) != options["num_classes"]:
+        own = model.state_dict()
+        fresh = {name for name in own.keys() & state if own[name].shape != state[name].shape}
+        state |= {name: own[name] for name in fresh}
+        names = map(str, range(options["num_classes"]))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit what it says it is of: {said:.300}") from error
+    model.classes, model.system = tuple(names), about["system"]
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"unreadable weights {path}: {error}") from error
+    about = about or {}
+    if about.get("format") != FORMAT or about.get("host") not in HOSTS:
+        raise CheckpointError(f"unreadable weights {path}: not written by vixlib.save")
+    if about.pop("sha256", "") != _digest(state, about):
+        raise CheckpointError(f"damaged weights {path}: their checksum is another")
+    return state, about
+
+
+def _digest(state: dict[str, Tensor], about: dict[str, str]) -> str:
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(state):
+        found.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}".encode())
+        found.update(state[name].flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _defaults(host: type[Host]) -> dict:
+    known = inspect.signature(host.__init__).parameters.values()
+    return {option.name: option.default for option in known if option.name != "self"}
+
+
+def _told(value: object) -> object:
+    """An option as JSON: a module by its name, with options of its own."""
+    if not callable(value):
+        return value
+    kind = getattr(value, "func", value)
+    name = getattr(kind, "__qualname__", type(kind).__name__)
+    ours = issubclass(PARTS[name], kind) if name in PARTS and isinstance(kind, type) else False
+    return {"part": name if ours else f"{kind.__module__}.{name}"} | getattr(value, "keywords", {})
+
+
+def _made(name: str, told: object, path: str | Path) -> object:
+    if isinstance(told, list):
+        return tuple(told)
+    if not isinstance(told, dict):
+        return told
+    options = {key: value for key, value in told.items() if key != "part"}
+    if told["part"] not in PARTS:
+        keyword = {"mechanism": "attention"}.get(name, name)
+        wanted = f"say load(path, {keyword}=...)"
+        raise BadInput(f"{path}: its {keyword} is {told['part']}, none of ours; {wanted}")
+    return partial(PARTS[told["part"]], **options) if options else PARTS[told["part"]]
+
+
+@checked
+@torch.no_grad()
+def predict(
+    model: Host | str | Path,
+    images: str | Path | Image.Image | Tensor | Sequence,
+    *,
+    top: int = 5,
+    batch: int = 64,
+    most_pixels: int = MOST_PIXELS,
+) -> list[list[tuple[str, float]]]:
+    """The likeliest classes of each image with their probabilities, the likeliest first.
+
+    `model` is one of ours or a file that `save` wrote; images are files, pictures of PIL or tensors
+    (3 h w), one or many, made to fit as `read_image` says. BadInput where a probability is not
+    finite.
+    """
+    model = load(model) if isinstance(model, str | Path) else model
+    one = isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, Tensor) and images.ndim < 4
+    )
+    images, found, was_training = [images] if one else [*images], [], model.training
+    here, model = next(model.parameters()), model.eval()
+    try:
+        for at in range(0, len(images), batch):
+            some = [read_image(x, model.size, most_pixels=most_pixels) for x in images[at:][:batch]]
+            shares = model(normalise(torch.stack(some)).to(here)).float().softmax(-1)
+            if not shares.isfinite().all():
+                raise BadInput(f"model: probabilities are not finite, in images {at} and on")
+            names = getattr(model, "classes", range(shares.shape[1]))
+            best = shares.topk(min(top, shares.shape[1]))
+            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                labels = [str(names[place]) for place in places]
+                found.append([*zip(labels, values, strict=True)])
+    finally:
+        model.train(was_training)
+    return found
+
+
+@checked
+def export(model: Host, path: str | Path) -> None:
+    """Write a model as ONNX: `images` (any batch, 3 H W), normalised, to `logits`."""
+    with extra("export"):
+        import onnxscript  # noqa: F401  what torch's exporter needs
+    was_training, images = model.training, torch.zeros(2, 3, *model.size)
+    try:
+        program = torch.export.export(
+            model.cpu().eval(), (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+        )
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes={"images": {0: "batch"}},
+            output_names=["logits"],
+            verbose=False,
+        )
+    finally:
+        model.train(was_training)
+    about = {"classes": "\n".join(getattr(model, "classes", ()))}
+    about["normalisation"] = json.dumps(NORMALISATION)
+    made.model.metadata_props.update(about)
+    atomic_write(Path(path), made.save)
