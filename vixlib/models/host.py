@@ -109,7 +109,7 @@ class Host(nn.Module):
         dtype = next(self.parameters()).dtype
         if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
             raise BadType(f"images: expected {dtype} as the weights, got {images.dtype}")
-        if images.shape[1:] != (3, *self.size) or not len(images):
+        if images.shape[1:] != (3, *self.size) or images.shape[0] == 0:
             wanted, got = f"(batch, 3, {self.size[0]}, {self.size[1]})", tuple(images.shape)
             hint = "resized(model, (height, width)) gives a model for another size"
             raise BadInput(f"images: expected {wanted}, got {got}; {hint}")
