@@ -1,5 +1,6 @@
 """Three commands from a folder of images to predictions, an exported model and its maps."""
 
+import itertools
 import json
 import os
 
@@ -108,8 +109,19 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path))
     photos = folder(tmp_path / "few", 10)
     command = ["train", "FNet", "--data", str(photos), *QUICK, "--epochs", "2"]
-    assert main([*command, "--minutes", "0.00001"]) == 0
+    assert main([*command, "--minutes", "0.00001"]) == 3
     assert "out of time" in capsys.readouterr().out
+    assert not list(tmp_path.glob("build/own/checkpoints/*"))  # nothing was done yet
+
+    calls = itertools.count()
+
+    def stop(deadline):
+        if next(calls):
+            raise vixlib.train.TimeUp
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vixlib.train.stop_at", stop)
+        assert main(command) == 3
     assert len(list(tmp_path.glob("build/own/checkpoints/*"))) == 1
     assert main(command) == 0
     assert "weights in" in capsys.readouterr().out

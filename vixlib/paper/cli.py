@@ -15,6 +15,7 @@ import torch
 
 from vixlib import __version__, list_systems, measure
 from vixlib.attention import Mechanism
+from vixlib.checkpoint import stoppable
 from vixlib.errors import BadInput, RecordError, one_of, whole
 from vixlib.fused import Softmax
 from vixlib.images import MOST_PIXELS
@@ -162,8 +163,9 @@ def _train(options: argparse.Namespace) -> int:
     changes = tuple(_change(text) for text in options.changes)
     named = options.queue or "dataset" in dict(changes)
     if options.data and not named and own.holds_images(Path(options.data)):
-        each = (own.train(name, options, dict(changes), deadline) for name in options.systems)
-        return True in [*each]  # all of them, whatever becomes of one
+        with stoppable():
+            ends = [own.train(x, options, dict(changes), deadline) for x in options.systems]
+        return next((status for status in (1, 3) if status in ends), 0)
     for name in (*own.SIZES, *own.FIT, "start"):
         if getattr(options, name) is not None:
             option = name.replace("_", "-")

@@ -43,8 +43,8 @@ def holds_images(folder: Path) -> bool:
     return not named and any(each.is_dir() and each.name[0] != "." for each in inside)
 
 
-def train(system: str, options: argparse.Namespace, changes: dict, deadline: float) -> bool:
-    """Train a system on a folder: a line an epoch, then where its weights are; True: diverged."""
+def train(system: str, options: argparse.Namespace, changes: dict, deadline: float) -> int:
+    """Train a system on a folder, a line an epoch, its weights named last; the exit status."""
     folder, seed = Path(options.data), options.seed or 0
     told = {name: getattr(options, name) for name in SIZES}
     told = {name: value for name, value in told.items() if value is not None} | changes
@@ -73,17 +73,17 @@ def train(system: str, options: argparse.Namespace, changes: dict, deadline: flo
         curve = fit(model, images, deadline=deadline, report=report, **how)
     except Diverged as error:
         print(f"{name}: {error}", flush=True)
-        return True
+        return 1
     if curve is None:
-        print(f"{name}: out of time; the same command goes on", flush=True)
-        return False
+        print(f"{name}: stopped, or out of time; the same command goes on", flush=True)
+        return 3
     top1, _ = evaluate(model, images, precision=settings["precision"])
     path = kept / "weights" / f"{name}.safetensors"
     weights.save(model, path, classes=images.classes)
     checkpoint.delete()
     seen = f"top-1 {top1:.1f} % of {len(images.test_labels)} images that were held out"
     print(f"{name}: {seen}; {count} classes ({', '.join(images.classes):.200}); weights in {path}")
-    return False
+    return 0
 
 
 def _tell(name: str, epochs: int, row: dict) -> None:
