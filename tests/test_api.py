@@ -39,7 +39,10 @@ BAD = [
     (lambda: Grid(-1, 2), "rows: expected at least 0, got -1"),
     (lambda: Grid(1, 2, 0.5), "prefix_tokens: expected a whole number, got 0.5"),
     (lambda: build("ViT", attention=Nystrom, **FEW), "softmax is kept, over fewer than 64 tokens"),
-    (lambda: build("LeViT", attention=partial(Nystrom), image_size=8), 'few_tokens="softmax" acc'),
+    (
+        lambda: build("LeViT", attention=partial(Nystrom), stem=(4, 4), image_size=32),
+        'few_tokens="softmax" acc',
+    ),
     (lambda: build("ViT", few_tokens="keep"), "unknown few_tokens 'keep'; legal: softmax"),
 ]
 
@@ -52,7 +55,7 @@ def test_bad_calls_are_a_line(call, message):
 
 
 def test_few_tokens_keep_softmax_but_not_in_silence():
-    """With a warning for a name of ours, in silence where that was said, and where it is softmax."""
+    """A warning for a name of ours, none where that was accepted or softmax asked for."""
     with pytest.warns(UserWarning, match="^ViN: softmax is kept, over fewer than 64 tokens"):
         build("ViN", **FEW)
     with warnings.catch_warnings():
