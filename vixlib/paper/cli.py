@@ -206,12 +206,12 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"{100 * probability:6.2f} %  {name}")
 
 
-def _reproduce(options: argparse.Namespace) -> None:
+def _reproduce(options: argparse.Namespace) -> bool:
     one_of("profile", options.profile, ["laptop"] if options.write else PROFILES)
     from vixlib.paper.reproduce import reproduce  # papermill and its needs: an extra
 
     todo = unfinished(queue(options.profile))
-    reproduce(
+    failed = reproduce(
         options.profile,
         todo,
         workers=_workers(options, todo),
@@ -219,3 +219,4 @@ def _reproduce(options: argparse.Namespace) -> None:
         dirty=options.dirty,
         write=options.write,
     )
+    return failed > 0
