@@ -258,12 +258,12 @@ def _export(options: argparse.Namespace) -> None:
     own.export(options, tuple(map(_change, options.changes)))
 
 
-def _reproduce(options: argparse.Namespace) -> None:
+def _reproduce(options: argparse.Namespace) -> bool:
     one_of("profile", options.profile, ["laptop"] if options.write else PROFILES)
     from vixlib.paper.reproduce import reproduce  # papermill and its needs: an extra
 
     todo = unfinished(queue(options.profile))
-    reproduce(
+    failed = reproduce(
         options.profile,
         todo,
         workers=_workers(options, todo),
@@ -271,3 +271,4 @@ def _reproduce(options: argparse.Namespace) -> None:
         dirty=options.dirty,
         write=options.write,
     )
+    return failed > 0

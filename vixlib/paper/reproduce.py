@@ -29,20 +29,20 @@ def reproduce(
     folder: str | Path | None = None,
     dirty: bool = False,
     write: bool = False,
-) -> None:
+) -> int:
     """Train `todo`, then execute all notebooks with this profile into build/<profile>/notebooks/.
 
     With `write` the executed notebooks of the default profile replace the committed ones, and
-    README's tables are rendered.
+    README's tables are rendered. The number of runs that failed or diverged.
     """
     one_of("profile", profile, [DEFAULT] if write else PROFILES)
     notebooks = paths.root() / "notebooks"
     if not notebooks.is_dir():
         raise BadInput(f"no notebooks in {paths.root()}: reproduce works in a checkout")
-    began = time.monotonic()
+    began, failed = time.monotonic(), 0
     if todo:
         print(f"training {len(todo)} runs, {workers} side by side", flush=True)
-        perform_all(todo, workers=workers, folder=folder, dirty=dirty)
+        failed, _ = perform_all(todo, workers=workers, folder=folder, dirty=dirty)
     trained = time.monotonic()
     executed = paths.root() / "build" / profile / "notebooks"
     seconds = execute(sorted(notebooks.glob("[0-9]*.ipynb")), executed, profile)
@@ -58,6 +58,7 @@ def reproduce(
     print(f"training   {trained - began:5.0f} s  {records_folder(profile)}")
     print(f"notebooks  {time.monotonic() - trained:5.0f} s  {executed}")
     print(f"figures             {figures(profile)}")
+    return failed
 
 
 def execute(notebooks: Iterable[Path], folder: Path, profile: str = DEFAULT) -> dict[str, float]:
