@@ -1,4 +1,4 @@
-"""Trials of whole systems: no sample sees another; a training that is killed goes on as it was.
+"""Trials of whole systems: no sample sees another, no step waits, a killed training goes on.
 
 Free of pytest: `proof.py` runs them.
 """
@@ -11,18 +11,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
+from small import small
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vixlib import build
 from vixlib.paper.records import VOLATILE, files
 from vixlib.paper.runs import Run
 from vixlib.paths import root as here
+from vixlib.train import learn
 
 KILLED = "ViT", "ViN", "CCP", "LeViL"  # with BatchNorm, stochastic depth, features drawn at random
 TIMES, KILLS = 3, 6
+PRECISIONS = "float32", "bfloat16"
 
 
 def alone_trial(name: str, batches: int = 3) -> dict:
@@ -49,6 +56,35 @@ def alone_trial(name: str, batches: int = 3) -> dict:
 
 def alone_holds(seen: dict) -> bool:
     return max(seen["relative_difference"].values()) < 1e-10
+
+
+def waits_trial(name: str, precisions: Sequence[str] = PRECISIONS) -> dict:
+    """Whether a step asks for the value of a tensor, for which a GPU would have to be waited for.
+
+    Tensors without numbers: whoever asks for one gets an error.
+    """
+    waits = {}
+    for precision in precisions:
+        with FakeTensorMode():
+            model = small(name)
+            pixels = torch.empty(6, 3, *model.size, dtype=torch.uint8)
+            labels, chosen = torch.empty(6, dtype=torch.int64), torch.empty(4, dtype=torch.int64)
+            few = SimpleNamespace(train_images=pixels, train_labels=labels, classes=range(10))
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            try:
+                loss, correct = learn(model, optimizer, few, chosen, True, precision)
+            except DataDependentOutputException:
+                waits[precision] = True
+                continue
+            waits[precision] = False
+        learned = all(p.grad is not None for p in model.parameters() if p.numel())
+        if (loss.shape, correct.shape) != ((), ()) or not learned:
+            raise RuntimeError(f"no step: {loss.shape}, {correct.shape}, gradients: {learned}")
+    return {"waits": waits}
+
+
+def waits_holds(seen: dict) -> bool:
+    return bool(seen["waits"]) and not any(seen["waits"].values())
 
 
 def kill_trial(name: str, seed: int) -> dict:
