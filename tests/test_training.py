@@ -20,6 +20,7 @@ from trials_export import shallow
 from trials_host import PRECISIONS, waits_holds, waits_trial
 
 from vixlib import data, list_systems
+from vixlib.__main__ import main
 from vixlib.errors import BadInput, CheckpointError, Diverged, RecordError
 from vixlib.layers import Residual
 from vixlib.paper import runs, training
@@ -102,7 +103,7 @@ def test_stopped_by_the_clock_again_and_again(record, root, monkeypatch):
     assert not list(root.glob("build/quick/checkpoints/*"))
 
 
-def test_killed_and_resumed(root):
+def test_killed_and_resumed(root, capsys):
     run = Run("ViT", "quick", overrides=(("epochs", 12), ("train_images", 256)))
     command = [sys.executable, "-m", "vixlib", *run.command.split()[1:]]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -115,7 +116,8 @@ def test_killed_and_resumed(root):
     assert not files(run).record.exists()
     begun = torch.load(checkpoint, weights_only=True)["state"]["epoch"]
     assert 1 <= begun < 12
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert main(run.command.split()[1:]) == 0
+    out = capsys.readouterr().out
     assert f"epoch {begun + 1}/12" in out
     assert f"epoch {begun}/12" not in out
     resumed = json.loads(files(run).record.read_text())
@@ -143,9 +145,9 @@ def test_workers_end_with_a_killed_parent(root):
 
 def test_bfloat16_and_augmentation_are_settings(record, root):
     for change in (("precision", "bfloat16"), ("augmented", True)):
-        changed = Run("ViN", "quick", overrides=(*RUN.overrides, change))
+        changed = Run("ViN", "quick", overrides=(("epochs", 1), ("train_images", 500), change))
         result = perform(changed)
-        assert result["curve"] != record["curve"]
+        assert result["curve"] != record["curve"][:1]
         assert result["fingerprint"] == record["fingerprint"]
         assert math.isfinite(result["loss"])
 
@@ -521,7 +523,7 @@ def test_a_wait_is_seen(monkeypatch):
     assert waits_trial("FNet")["waits"] == {"float32": True, "bfloat16": True}
 
 
-@pytest.mark.parametrize("name", ["ViP", "LeViN", "CvL"])
+@pytest.mark.parametrize("name", ["ViP", "LeViN"])
 def test_compiled_blocks_learn_the_same(name):
     model = small(name, **shallow(name)).double()
     compiled, x = copy.deepcopy(model), images()
