@@ -12,6 +12,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CHECKED := $(addprefix tests/test_, $(addsuffix .py, attention textbook layers models wings \
 	data bad_input claims maps paper_csv setup)) tests/test_notebooks.py::test_house_rules
+LONG := $(addprefix notebooks/, $(addsuffix .ipynb, \
+	02_linear_attention 00_start_here 07_cct 08_cvt))
 export OMP_NUM_THREADS ?= 1
 # fewer returns of memory to the system: about an eighth of training time on a CPU
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
@@ -29,11 +31,11 @@ style: .venv/installed
 check: style
 	$(BIN)/pytest -n 2 $(CHECKED)
 
-# two processes: each notebook's cells stay together, tests go wherever there is room
+# two processes: a notebook's cells stay together, the longest begin; tests go where there is room
 test: style
 	$(BIN)/pytest -n 2 --dist worksteal tests
-	$(BIN)/pytest -n 2 --dist loadscope --nbval --nbval-current-env --nbval-cell-timeout 600 \
-		notebooks/*.ipynb
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder --nbval --nbval-current-env \
+		--nbval-cell-timeout 600 $(LONG) $(filter-out $(LONG), $(wildcard notebooks/*.ipynb))
 
 proof: .venv/installed
 	$(BIN)/python tests/proof.py

@@ -38,7 +38,7 @@ ROOT = HERE.parent
 RESULTS, PAGE = HERE / "proof.json", HERE / "README.md"
 MATHS = "attention.py", "fused.py", "layers.py", "released.py", "maps.py", "systems.py", "models"
 MATHS = tuple(f"vixlib/{name}" for name in MATHS)
-LARGE = 4096, 16384
+LARGE = 1024, 4096, 16384
 
 
 class Trial(NamedTuple):
@@ -68,6 +68,9 @@ def trials() -> dict[str, Trial]:
         found[f"alone/{name}"] = Trial(
             partial(h.alone_trial, name), h.alone_holds, (*MATHS, "tests/trials_host.py")
         )
+    for name in list_systems():
+        files = (*MATHS, "vixlib/train.py", "tests/trials_host.py", "tests/small.py")
+        found[f"waits/{name}"] = Trial(partial(h.waits_trial, name), h.waits_holds, files)
     for name in h.KILLED:
         for seed in range(h.TIMES):
             found[f"kill/{name}/{seed}"] = Trial(
@@ -166,13 +169,15 @@ def save(results: dict[str, dict], order: dict[str, Trial]) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 KINDS = {
-    "precision": "A mechanism at 4,096 or 16,384 tokens, one head, inputs scaled by 1, 4 and 16, "
+    "precision": "A mechanism at 1,024 to 16,384 tokens, one head, inputs scaled by 1, 4 and 16, "
     "in half precision: output and every gradient beside float64",
     "ends": "Where Performer ends: 64 single heads at 64 tokens, at each scale, in float32",
     "half": "A system at the paper's size in half precision and under autocast: scores and "
     "gradient beside float64",
     "alone": "A system at the paper's size in float64: an image alone and beside others a thousand "
     "times as large, fresh weights and doubled",
+    "waits": "A training step in float32 and bfloat16 asks for no tensor's value, for which a GPU "
+    "would be waited for",
     "kill": "A training killed (SIGKILL) at random moments and resumed: record and weights equal "
     "to those of one that was left alone",
     "mirror": "A mirror that misbehaves, before a good one: the file comes whole, and nothing else",

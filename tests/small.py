@@ -26,6 +26,10 @@ def sizes_of(name: str) -> dict:
 
 
 SMALL = sizes_of("ViT")  # of a ViX
+# Where each system costs seconds, these stand for all: every host and mixer, with and without CLS,
+# both embeddings, turned queries, biases, keys on another grid, the released forms.
+VARIED = "ViT", "ViL", "HybridViP-RoPE", "HybridFNet", "MLPMixer", "LeViN", "LeViP", "CCE", "CvL"
+VARIED += "CvN-released", "LeViP-released", "ResNet-20", "ConvMixer-256/8"
 
 
 def small(name: str, **changes) -> nn.Module:

@@ -18,7 +18,7 @@ from vixlib.fused import Softmax
 from vixlib.layers import OffsetBias, Rotary
 
 
-@pytest.mark.parametrize("tokens", [64, 65, 1024])
+@pytest.mark.parametrize("tokens", [64, 65, 256])  # more in `make proof`
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_mechanism_follows_float64(mechanism, form, tokens):

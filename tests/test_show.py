@@ -421,7 +421,7 @@ def test_labels_do_not_overlap(monkeypatch):
     monkeypatch.setattr(figures, "_finish", lambda fig, save: drawn.append(fig))
     draw = np.random.default_rng(0)
     some = RECORDS.head(40)
-    for _ in range(5):  # crowded at low costs
+    for _ in range(3):  # crowded at low costs
         cost, top1 = draw.lognormal(4.5, 0.4, len(some)), draw.uniform(38, 55, len(some))
         figures.tradeoff(some.assign(peak_memory_mb=cost, top1=top1))
     figures.curves(RECORDS)

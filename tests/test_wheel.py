@@ -55,10 +55,11 @@ def vix(request, wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("empty")
     known = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HOME": str(home)}
 
-    def run(*arguments, blocked=()):
+    def run(*commands, blocked=()):
+        """Commands, each a list of words, one after another in one process."""
         block = f"import sys; sys.modules.update(dict.fromkeys({list(blocked)}))"
-        main = "from vixlib.__main__ import main; sys.exit(main(sys.argv[1:]))"
-        command = [python, "-c", f"{block}; {main}", *map(str, arguments)]
+        main = f"from vixlib.__main__ import main; sys.exit(max(map(main, {[*commands]})))"
+        command = [python, "-c", f"{block}; {main}"]
         return subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True)
 
     yield run, folder
@@ -85,12 +86,12 @@ def test_from_a_list_to_a_prediction(vix):
     from PIL import Image
 
     run, folder = vix
-    listed = run("list", "--profile", "quick")
-    assert listed.returncode == 0, listed.stderr
-    assert len(listed.stdout.splitlines()) == 1 + len(list_systems())
-    for recipe in ("fair", "as-released"):
-        done = run("train", "FNet", *TINY, "--recipe", recipe)
-        assert done.returncode == 0, done.stderr
+    recipes = "fair", "as-released"
+    trainings = [["train", "FNet", *TINY, "--recipe", recipe] for recipe in recipes]
+    done = run(["list", "--profile", "quick"], *trainings)
+    assert done.returncode == 0, done.stderr
+    listed = [line.partition(" ")[0] for line in done.stdout.splitlines()]
+    assert listed[1 : 1 + len(list_systems())] == list_systems()
     written = [path for path in folder.rglob("*") if path.is_file()]
     assert len(written) == 4  # a record and weights of each
     assert {path.relative_to(folder).parts[0] for path in written} == {"build"}
@@ -99,7 +100,7 @@ def test_from_a_list_to_a_prediction(vix):
     weights = folder / "build/quick/weights"
     (trained,) = weights.glob("FNet.digits.fair.*")
     trained.rename(weights / "FNet.digits.fair.seed0.safetensors")
-    done = run("predict", "FNet", "digit.png", "--profile", "quick")
+    done = run(["predict", "FNet", "digit.png", "--profile", "quick"])
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 5), done.stderr
 
 
@@ -114,7 +115,7 @@ def test_from_a_list_to_a_prediction(vix):
 def test_what_needs_an_extra_says_so_in_a_line(vix, missing, command, extra):
     run, _ = vix
     parts = [missing, "sklearn.datasets"] if missing == "sklearn" else [missing]
-    done = run(*command, blocked=parts)
+    done = run(command, blocked=parts)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"pip install 'vixlib[{extra}]'" in done.stderr
@@ -122,7 +123,7 @@ def test_what_needs_an_extra_says_so_in_a_line(vix, missing, command, extra):
 
 def test_notebooks_are_of_a_checkout(vix):
     run, _ = vix
-    done = run("reproduce", "--profile", "quick")
+    done = run(["reproduce", "--profile", "quick"])
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     # where papermill is there; else that is what is missing first
     assert "reproduce works in a checkout" in done.stderr or "[notebooks]" in done.stderr

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vixlib"
 ABSENT = ["pandas", "seaborn", "matplotlib", "sklearn", "scipy", "IPython", "papermill", "nbformat"]
 NEEDED = {"torch", "torchvision", "einops", "numpy", "safetensors", "tqdm", "PIL", "filelock"}
-EXTRA = {"vixlib.data": {"sklearn"}, "vixlib.weights": {"onnxscript"}}  # within a function, said which
+EXTRA = {"vixlib.data": {"sklearn"}, "vixlib.weights": {"onnxscript"}}  # within a function
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Trials of whole systems: no sample sees another; a training that is killed goes on as it was.
+"""Trials of whole systems: no sample sees another, no step waits, a killed training goes on.
 
 Free of pytest: `proof.py` runs them.
 """
@@ -11,21 +11,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
+from small import small
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vixlib import build
+from vixlib.data import batches
 from vixlib.paper.records import VOLATILE, files
 from vixlib.paper.runs import Run
 from vixlib.paths import root as here
+from vixlib.train import learn
 
 KILLED = "ViT", "ViN", "CCP", "LeViL"  # with BatchNorm, stochastic depth, features drawn at random
 TIMES, KILLS = 3, 6
+PRECISIONS = "float32", "bfloat16"
 
 
-def alone_trial(name: str, batches: int = 3) -> dict:
+def alone_trial(name: str, count: int = 3) -> dict:
     """The largest difference that neighbours, also a thousandfold, make to an image's scores."""
     torch.manual_seed(0)
     model = build(name).double()
@@ -37,18 +45,48 @@ def alone_trial(name: str, batches: int = 3) -> dict:
             for parameter in model.parameters():
                 parameter *= gain
             worst = 0.0
-            for _ in range(batches):
+            for _ in range(count):
                 x = torch.randn(4, 3, *model.size, dtype=torch.float64)
                 alone = model(x[:1])
                 for beside in (x, torch.cat([x[:1], 1e3 * x[1:]])):
                     difference = (model(beside)[:1] - alone).abs().max() / alone.abs().max()
                     worst = max(worst, difference.item())
             seen[f"weights x {gain}"] = worst
-    return {"batches": 2 * batches, "relative_difference": seen}
+    return {"batches": 2 * count, "relative_difference": seen}
 
 
 def alone_holds(seen: dict) -> bool:
     return max(seen["relative_difference"].values()) < 1e-10
+
+
+def waits_trial(name: str, precisions: Sequence[str] = PRECISIONS) -> dict:
+    """Whether a step asks for the value of a tensor, for which a GPU would have to be waited for.
+
+    Tensors without numbers: whoever asks for one gets an error.
+    """
+    waits = {}
+    for precision in precisions:
+        try:
+            with FakeTensorMode():
+                model = small(name)
+                pixels = torch.empty(6, 3, *model.size, dtype=torch.uint8)
+                labels, chosen = torch.zeros(6, dtype=torch.long), torch.arange(4)
+                few = SimpleNamespace(classes=range(10))
+                optimizer = torch.optim.SGD(model.parameters(), 0.1)
+                ((some, truth),) = batches(pixels, labels, [chosen])
+                loss, correct = learn(model, optimizer, few, some, truth, True, precision)
+            waits[precision] = False
+        except DataDependentOutputException:
+            waits[precision] = True
+            continue
+        learned = all(p.grad is not None for p in model.parameters() if p.numel())
+        if (loss.shape, correct.shape) != ((), ()) or not learned:
+            raise RuntimeError(f"no step: {loss.shape}, {correct.shape}, gradients: {learned}")
+    return {"waits": waits}
+
+
+def waits_holds(seen: dict) -> bool:
+    return bool(seen["waits"]) and not any(seen["waits"].values())
 
 
 def kill_trial(name: str, seed: int) -> dict:
