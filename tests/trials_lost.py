@@ -158,7 +158,8 @@ def shared_trial(workers: int) -> dict:
 
 def shared_holds(seen: dict) -> bool:
     once = seen["begun"] == [1] * len(QUEUE)
-    return once and seen["equal"] and seen["codes"] in ([0, 0], [0, 3])
+    # 3: a run was the other's when its turn came
+    return once and seen["equal"] and set(seen["codes"]) <= {0, 3}
 
 
 # --- disks ---------------------------------------------------------------------------------------
