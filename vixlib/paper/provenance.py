@@ -11,7 +11,7 @@ from vixlib import paths
 from vixlib.errors import BadInput
 
 # what decides an outcome beside the settings, which a record holds: modules, or names in them
-LIBRARY = "attention.py fused.py layers.py models/*.py systems.py data.py train.py"
+LIBRARY = "attention.py fused.py layers.py models/*.py systems.py images.py data.py train.py"
 DECIDES = dict.fromkeys(LIBRARY.split(), ()) | {"paper/runs.py": ("Run",)}
 DECIDES |= {"paper/training.py": ("perform", "_prepared", "_of_curve")}
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
