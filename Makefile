@@ -11,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHECKED := $(addprefix tests/test_, $(addsuffix .py, attention textbook layers models wings \
-	data bad_input claims maps paper_csv setup)) tests/test_notebooks.py::test_house_rules
+	data bad_input claims contract maps paper_csv setup)) tests/test_notebooks.py::test_house_rules
 LONG := $(addprefix notebooks/, $(addsuffix .ipynb, \
 	02_linear_attention 00_start_here 07_cct 08_cvt))
 export OMP_NUM_THREADS ?= 1

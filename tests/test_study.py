@@ -11,6 +11,7 @@ from vixlib.paper import figures, runs, study
 from vixlib.paper.runs import Run, arm, queue, registered
 
 REGISTER = study.register().set_index("hypothesis", drop=False)
+NAMED = [(run, run.name) for run in queue("study")]
 
 
 def simulated(effects, noise=0.3, seed=0):
@@ -18,9 +19,9 @@ def simulated(effects, noise=0.3, seed=0):
     draw = np.random.default_rng(seed)
     shifts = draw.normal(0, 1, 3)
     rows = []
-    for run in queue("study"):
+    for run, name in NAMED:
         top1 = 60 + shifts[run.seed] + noise * draw.normal() + effects(run)
-        rows.append({"name": run.name, "seed": run.seed, "status": "read", "top1": top1})
+        rows.append({"name": name, "seed": run.seed, "status": "read", "top1": top1})
     return pd.DataFrame(rows)
 
 
@@ -53,14 +54,14 @@ def test_parts_are_trained_in_their_order_seed_by_seed():
 @pytest.mark.parametrize("name", REGISTER.index)
 def test_every_hypothesis_can_be_decided(name):
     row = REGISTER.loc[name].to_dict()
-    effect = study.effect(row, simulated(nothing))
+    records = simulated(nothing)
+    effect = study.effect(row, records)
     assert math.isfinite(effect.value + effect.half)
     assert effect.pairs == row["seeds"] == 3
-    missing = simulated(nothing)
-    needed = {run.name for _, of in study.arms(row) for run in of}
-    assert study.effect(row, missing[missing["name"] != min(needed)]) is None
-    missing.loc[missing["name"] == min(needed), "status"] = "stale"
-    assert study.effect(row, missing) is None
+    needed = min(run.name for _, of in study.arms(row) for run in of)
+    assert study.effect(row, records[records["name"] != needed]) is None
+    records.loc[records["name"] == needed, "status"] = "stale"
+    assert study.effect(row, records) is None
 
 
 def test_effects_are_differences_of_means():
