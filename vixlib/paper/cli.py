@@ -137,16 +137,8 @@ def _train(options: argparse.Namespace) -> int:
         failed += record["status"] == "diverged"
         doubt = "; unverified: `vix verify`" if record["status"] == "unverified" else ""
         training.note(f"{run.name}: {training.ended(run, record)}{doubt}; --again trains it anew")
-    more, left = training.perform_all(
-        todo,
-        workers=_workers(options, todo),
-        folder=options.data,
-        device=options.device,
-        compiled=options.compile,
-        dirty=options.dirty,
-        deadline=deadline,
-        again=options.again,
-    )
+    how = _how(options, todo) | {"device": options.device, "compiled": options.compile}
+    more, left = training.perform_all(todo, deadline=deadline, again=options.again, **how)
     if left:
         why = "time is up" if time.monotonic() > deadline else "another process has begun them"
         training.note(f"{left} left: {why}; the same command goes on")
@@ -158,10 +150,9 @@ def _verify(options: argparse.Namespace) -> bool:
     if bool(options.records) == bool(options.queue):
         raise BadInput("name records, or a profile with --queue")
     folder = records_folder(options.queue or options.profile)
-    found = [name if name.endswith(".json") else f"{name}.json" for name in options.records]
-    found = [Path(x) if Path(x).exists() else folder / x for x in found] or sorted(
-        folder.glob("*.json")
-    )
+    named = [f"{name.removesuffix('.json')}.json" for name in options.records]
+    found = [Path(name) if Path(name).exists() else folder / name for name in named]
+    found = found or sorted(folder.glob("*.json"))
     if not found:
         raise BadInput(f"no records in {folder}")
     for path in found if options.records else ():  # what was named is refused before any is trained
@@ -180,10 +171,12 @@ def _verify(options: argparse.Namespace) -> bool:
     return failed
 
 
-def _workers(options: argparse.Namespace, todo: list[Run]) -> int:
+def _how(options: argparse.Namespace, todo: list[Run]) -> dict:
+    """What commands that train share: options of perform_all."""
     cores = 1 if torch.cuda.is_available() else os.cpu_count()
     workers = cores if options.workers is None else whole("--workers", options.workers)
-    return min(workers, len(todo) or 1)
+    workers = min(workers, len(todo) or 1)
+    return {"workers": workers, "folder": options.data, "dirty": options.dirty}
 
 
 def _reproduce(options: argparse.Namespace) -> bool:
@@ -191,12 +184,4 @@ def _reproduce(options: argparse.Namespace) -> bool:
     from vixlib.paper.reproduce import reproduce  # papermill and its needs: an extra
 
     todo = unfinished(queue(options.profile))
-    failed = reproduce(
-        options.profile,
-        todo,
-        workers=_workers(options, todo),
-        folder=options.data,
-        dirty=options.dirty,
-        write=options.write,
-    )
-    return failed > 0
+    return reproduce(options.profile, todo, write=options.write, **_how(options, todo)) > 0

@@ -108,10 +108,8 @@ def predict(options: argparse.Namespace) -> int:
                 classes = [{"class": name, "probability": share} for name, share in best]
                 print(json.dumps({"image": str(path), "classes": classes}))
                 continue
-            if len(wanted) > 1:
-                print(path)
-            for name, share in best:
-                print(f"{100 * share:6.2f} %  {name}")
+            lines = [f"{100 * share:6.2f} %  {name}" for name, share in best]
+            print(*([path] if len(wanted) > 1 else []), *lines, sep="\n")
     return status
 
 

@@ -15,7 +15,7 @@ from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, held, one_of
 from vixlib.models.host import FEWEST_TOKENS
 from vixlib.systems import MECHANISMS, RESULTS, build, system
-from vixlib.train import PRECISIONS
+from vixlib.train import PRECISIONS, tokens_of
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,7 @@ class Run:
     def tokens(self) -> int:
         """Places of an image where tokens first mix; 0 for a network without tokens."""
         with torch.device("meta"):
-            grid = self.build().grid
-        return grid.rows * grid.columns
+            return tokens_of(self.build())
 
     def build(self, num_classes: int | None = None) -> torch.nn.Module:
         """Its untrained model, the same at every call, for its dataset's classes unless told."""

@@ -28,10 +28,10 @@ from vixlib.checkpoint import check_room, stoppable, stopping
 from vixlib.errors import BadInput, Diverged, RunError, checked, enough_memory
 from vixlib.paper.provenance import origin
 from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, unfinished, write
-from vixlib.paper.runs import Run
+from vixlib.paper.runs import Run, counted
 from vixlib.train import FIRST, Checkpoint, TimeUp, autocast, compile_blocks, fit, judged
 
-DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"  # what became of a run in a queue
+DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"  # of runs of a queue
 
 
 @checked
@@ -136,33 +136,25 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
 
 def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
     """Columns of a record: what its model costs, and where."""
-    model = run.build()
     name = measure.device_name(device)
     if device.type == "cpu":
         units = torch.backends.cpu.get_cpu_capability()  # which products it has
         name = f"CPU, {torch.get_num_threads()} thread(s): {name}, {units}"
-    return {
-        "parameters": measure.parameters(model),
-        "flops": measure.flops(run.build, (1, 3, *model.size)),
-        "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
-        "device": name,
-    }
+    memory = round(_training_memory(run, dataset, device), 1)
+    return counted(run.build) | {"peak_memory_mb": memory, "device": name}
 
 
 def _of_curve(curve: list[dict], diverged: bool, best_on_test: bool) -> dict:
     """Columns of a record: how the training went; of one that diverged, no last epoch."""
     last = {} if diverged else curve[-1]
     best = max(curve, key=lambda row: row["top1"]) if best_on_test and last else {}
-    seconds, cpu = ([row[name] for row in curve] for name in ("seconds", "cpu_seconds"))
-    return {
-        "top1_best": best.get("top1"),
-        "epoch_best": best.get("epoch"),
-        "train_accuracy": last.get("train_accuracy"),
-        "loss": last.get("loss"),
-        "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
-        "cpu_seconds": round(sum(cpu), 1),
-        "curve": [{k: v for k, v in row.items() if "seconds" not in k} for row in curve],
-    }
+    found = {"top1_best": best.get("top1"), "epoch_best": best.get("epoch")}
+    found |= {name: last.get(name) for name in ("train_accuracy", "loss")}
+    seconds = [row["seconds"] for row in curve]
+    found["seconds_per_epoch"] = round(statistics.median(seconds), 2) if seconds else None
+    found["cpu_seconds"] = round(sum(row["cpu_seconds"] for row in curve), 1)
+    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in curve]
+    return found | {"curve": rows}
 
 
 def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, ...]) -> None:
@@ -200,9 +192,9 @@ def read(
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
-    counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    told = {status: n for status, n in counts.items() if n or status in USUAL}
-    print(", ".join(f"{count} {status}" for status, count in told.items()))
+    count = frame["status"].tolist().count
+    told = (f"{count(status)} {status}" for status in STATUS if count(status) or status in USUAL)
+    print(", ".join(told))
     return frame
 
 
@@ -216,13 +208,13 @@ def note(text: str) -> None:
 
 def ended(run: Run, record: dict | None) -> str:
     """In words what became of a run."""
+    path, _, checkpoint = files(run)
     if record is None:
         return "stopped; the same command goes on"
     if record["top1"] is not None:
-        return f"top-1 {record['top1']:.2f} %, recorded in {files(run).record}"
-    kept = files(run).checkpoint if files(run).checkpoint.exists() else None
+        return f"top-1 {record['top1']:.2f} %, recorded in {path}"
     where = record["diverged_epoch"], record["diverged_step"], record["lr"]
-    return f"{Diverged(*where, kept)}; recorded in {files(run).record}"
+    return f"{Diverged(*where, checkpoint if checkpoint.exists() else None)}; recorded in {path}"
 
 
 @checked
