@@ -148,11 +148,10 @@ class Run:
     @property
     def command(self) -> str:
         """The shell line that makes its record."""
-        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
         recipe = "" if self.recipe == "fair" else f" --recipe {self.recipe}"
-        return (
-            f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
-        )
+        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
+        start = f"vix train {self.system} --profile {self.profile}"
+        return f"{start}{recipe} --seed {self.seed}{changed}"
 
     @property
     def tokens(self) -> int:
