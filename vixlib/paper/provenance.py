@@ -12,7 +12,7 @@ from vixlib.errors import BadInput
 
 # what decides an outcome beside the settings, which a record holds: modules, or names in them
 LIBRARY = "attention.py fused.py layers.py released.py models/*.py systems.py data.py train.py"
-LIBRARY += " checkpoint.py"
+LIBRARY += " checkpoint.py images.py"
 DECIDES = dict.fromkeys(LIBRARY.split(), ()) | {"paper/runs.py": ("Run",)}
 DECIDES |= {"paper/training.py": ("perform", "_prepared", "_of_curve")}
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
