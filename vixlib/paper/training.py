@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -315,8 +315,12 @@ def _side_by_side(turns: Iterator, workers: int, attempt: Callable) -> Iterator[
                 except (EOFError, ConnectionError):
                     yield place, _died(run, crew.pop(pipe))
     finally:
-        for process in crew.values():
-            process.kill()
+        for pipe, process in crew.items():
+            if pipe in busy:
+                process.kill()
+            with suppress(OSError):  # of one that is no more
+                pipe.send(None)
+            process.join()
 
 
 def _died(run: Run, process: BaseProcess) -> tuple[str, str]:
@@ -349,8 +353,8 @@ def _in_worker(pipe: connection.Connection, attempt: Callable) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    while True:
-        pipe.send(attempt(*pipe.recv()))
+    for turn in iter(pipe.recv, None):
+        pipe.send(attempt(*turn))
 
 
 def _end_with_parent() -> None:
