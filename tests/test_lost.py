@@ -67,11 +67,11 @@ def at_step(monkeypatch, act, number=9):
     """Does something within the n-th step of all trainings: of 12, the third of an epoch."""
     learn, steps = train.learn, []
 
-    def learn_and_act(*arguments):
+    def learn_and_act(*arguments, **options):
         steps.append(1)
         if len(steps) == number:
             act()
-        return learn(*arguments)
+        return learn(*arguments, **options)
 
     monkeypatch.setattr(train, "learn", learn_and_act)
     return steps

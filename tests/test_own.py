@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as out:
         patch.setenv("VIXLIB_ROOT", str(root))
         said = []
-        out.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+        out.setattr("builtins.print", lambda time, text, **_: said.append(text))
         command = ["train", "ViN", "--data", str(root / "photos"), *QUICK, "--epochs", "5"]
         assert main(command) == 0
     return root, said

@@ -127,7 +127,7 @@ def test_names_of_locals_change_no_hash(package, module, function, old, new):
         ("vix", "norm(x).mean(1)", "norm(x).mean(2)"),
         ("runs", "torch.manual_seed(self.seed)", "torch.manual_seed(0)"),
         ("training", 'train=s["train_images"]', "train=None"),
-        ("training", '"lr", "weight_decay", "warm_up"', '"lr", "warm_up"'),
+        ("runs", "batch lr weight_decay warm_up", "batch lr warm_up"),
         ("training", "max(curve, key=", "min(curve, key="),
         ("training", "judged(model, dataset, precision", "judged(model, dataset, 9, precision"),
     ],

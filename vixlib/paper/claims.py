@@ -14,7 +14,7 @@ import pandas as pd
 from vixlib import paths
 from vixlib.errors import BadInput, checked, held, one_of, whole
 from vixlib.paper.records import KNOWN
-from vixlib.paper.runs import Run, counted
+from vixlib.paper.runs import Run, arm, counted
 from vixlib.paper.statistics import ONE_SEED, VERDICTS, interval
 
 COLUMNS = [
@@ -74,12 +74,10 @@ def runs(rows: pd.DataFrame) -> list[Run]:
 
 
 def _runs(row: Mapping) -> list[Run]:
-    changed = row["dataset"].partition(" ")[2].split(",")
-    parts = (text.partition("=") for text in changed if text)
-    overrides = tuple((key, int(value)) for key, _, value in parts)
-    names = dict.fromkeys(f"{row['better']} {row['worse']}".split())
-    seeds = range(row["seeds"])
-    return [Run(name, row["profile"], "fair", seed, overrides) for name in names for seed in seeds]
+    changes = row["dataset"].replace(",", ":").replace(" ", ":").split(":")[1:]
+    names, seeds = dict.fromkeys(f"{row['better']} {row['worse']}".split()), range(row["seeds"])
+    texts = [":".join([name, *changes]) for name in names]
+    return [arm(text, row["profile"], "fair", seed) for text in texts for seed in seeds]
 
 
 def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:

@@ -321,8 +321,7 @@ def forest(judged: pd.DataFrame, save: str | Path | None = None, caption: str = 
     tested = judged["effect"].notna()
     reach = (judged["effect"].abs() + judged["half"].fillna(0)).max()
     reach = 1.15 * max(1.0, *judged["margin"], 0 if math.isnan(reach) else reach)
-    fig = _figure(0.9 + 0.5 * len(judged), caption)
-    ax = fig.subplots()
+    fig, ax = _figure(0.9 + 0.5 * len(judged), caption)
     for y, row in enumerate(judged.itertuples()):
         holds = {">": (row.margin, reach), "<": (-reach, -row.margin)}
         between = holds.get(row.test, (-row.margin, row.margin))

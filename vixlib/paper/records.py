@@ -25,11 +25,10 @@ RESULTS = EQUAL, ROUNDED, DIFFERENT = "equal", "equal to rounding", "different" 
 VOLATILE = {"seconds_per_epoch", "cpu_seconds", "load", "peak_memory_mb", "device", "compiled"}
 VOLATILE |= {"versions", "commit"}
 ENDS = {"read": ["top1"], "diverged": ["diverged_epoch", "diverged_step", "lr"]}  # by status
-# what a number in a record is below, if it is known
-BOUNDS = dict.fromkeys(("top1", "top5", "top1_best", "train_accuracy"), 100.001)
-BOUNDS |= dict.fromkeys(
-    ("parameters", "flops", "tokens", "epochs", "batch", "lr", "loss"), math.inf
-)
+BOUNDS = {  # what numbers in a record are below, where they are known
+    "top1 top5 top1_best train_accuracy": 100.001,
+    "parameters flops tokens epochs batch lr loss": math.inf,
+}
 
 
 class Files(NamedTuple):
@@ -83,11 +82,11 @@ def load(run: Run) -> dict | None:
         record = json.loads(path.read_text())
         _check(record)
         then = torch.tensor(record["fingerprint"])
-        mine = {"name": run.name, "system": run.system, "seed": run.seed}
         status = record.get("status", "read")
-        known = None not in [record[name] for name in ENDS[status]]
+        whose = record["name"], record["system"], record["seed"]
         differs = record.get("verified", {}).get("result") == DIFFERENT
-        if {key: record[key] for key in mine} != mine or not known:
+        known = None not in [record[name] for name in ENDS[status]]
+        if whose != (run.name, run.system, run.seed) or not known:
             raise ValueError("it belongs to another run")
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
@@ -101,9 +100,10 @@ def load(run: Run) -> dict | None:
 
 def _check(record: dict) -> None:
     """BadInput where a record holds what no training leaves; None is for what is not known."""
-    for name, below in BOUNDS.items():
-        if record.get(name) is not None:
-            number(name, record[name], below)
+    for names, below in BOUNDS.items():
+        for name in names.split():
+            if record.get(name) is not None:
+                number(name, record[name], below)
     held("fingerprint", record["fingerprint"], list[object])
     held("curve", record.get("curve", []), list[dict])
 

@@ -21,19 +21,12 @@ with extra("notebooks"):
     from jupyter_client.manager import AsyncKernelManager
 
 
-def reproduce(
-    profile: str,
-    todo: list[Run],
-    *,
-    workers: int = 1,
-    folder: str | Path | None = None,
-    dirty: bool = False,
-    write: bool = False,
-) -> int:
+def reproduce(profile: str, todo: list[Run], *, write: bool = False, **options) -> int:
     """Train `todo`, then execute all notebooks with this profile into build/<profile>/notebooks/.
 
     With `write` the executed notebooks of the default profile replace the committed ones, and
-    README's tables are rendered. The number of runs that failed or diverged.
+    README's tables are rendered. The number of runs that failed or diverged. `options` are
+    perform_all's.
     """
     one_of("profile", profile, [DEFAULT] if write else PROFILES)
     notebooks = paths.root() / "notebooks"
@@ -41,8 +34,9 @@ def reproduce(
         raise BadInput(f"no notebooks in {paths.root()}: reproduce works in a checkout")
     began, failed = time.monotonic(), 0
     if todo:
-        print(f"training {len(todo)} runs, {workers} side by side", flush=True)
-        failed, _ = perform_all(todo, workers=workers, folder=folder, dirty=dirty)
+        beside = options.get("workers", 1)
+        print(f"training {len(todo)} runs, {beside} side by side", flush=True)
+        failed, _ = perform_all(todo, **options)
     trained = time.monotonic()
     executed = paths.root() / "build" / profile / "notebooks"
     seconds = execute(sorted(notebooks.glob("[0-9]*.ipynb")), executed, profile)

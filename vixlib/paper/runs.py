@@ -15,7 +15,7 @@ from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, held, one_of
 from vixlib.models.host import FEWEST_TOKENS
 from vixlib.systems import MECHANISMS, RESULTS, build, system
-from vixlib.train import PRECISIONS
+from vixlib.train import PRECISIONS, tokens_of
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class Run:
         return settings
 
     @property
+    def training(self) -> dict:
+        """What its recipe and its seed are of the options of `fit`."""
+        known = "epochs batch lr weight_decay warm_up cosine augmented precision"
+        return {name: self.settings[name] for name in known.split()} | {"seed": self.seed}
+
+    @property
     def name(self) -> str:
         """The stem of its record's file name."""
         changed = [f"{key}={_plain(value)}" for key, value in self.overrides]
@@ -142,18 +148,16 @@ class Run:
     @property
     def command(self) -> str:
         """The shell line that makes its record."""
-        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
         recipe = "" if self.recipe == "fair" else f" --recipe {self.recipe}"
-        return (
-            f"vix train {self.system} --profile {self.profile}{recipe} --seed {self.seed}{changed}"
-        )
+        changed = "".join(f" --set {key}={_plain(value)}" for key, value in self.overrides)
+        start = f"vix train {self.system} --profile {self.profile}"
+        return f"{start}{recipe} --seed {self.seed}{changed}"
 
     @property
     def tokens(self) -> int:
         """Places of an image where tokens first mix; 0 for a network without tokens."""
         with torch.device("meta"):
-            grid = self.build().grid
-        return grid.rows * grid.columns
+            return tokens_of(self.build())
 
     def build(self, num_classes: int | None = None) -> torch.nn.Module:
         """Its untrained model, the same at every call, for its dataset's classes unless told."""
@@ -235,8 +239,18 @@ def registered() -> dict[str, list[Run]]:
 def arm(text: str, profile: str, recipe: str, seed: int) -> Run:
     """The run of a text such as "ViN" or "ViN:epochs=4:mechanism.padded=true"."""
     name, *changes = text.split(":")
-    pairs = (change.partition("=") for change in changes)
-    return Run(name, profile, recipe, seed, tuple((key, json.loads(v)) for key, _, v in pairs))
+    return Run(name, profile, recipe, seed, tuple(map(setting, changes)))
+
+
+def setting(text: str) -> tuple[str, object]:
+    """The pair of a text such as "epochs=4"; a value that is no JSON is a word."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"setting: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def counted(make: Callable[[], torch.nn.Module]) -> dict[str, int]:

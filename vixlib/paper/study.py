@@ -17,7 +17,7 @@ import pandas as pd
 from vixlib import paths
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.records import KNOWN
-from vixlib.paper.runs import Run, arm, registered
+from vixlib.paper.runs import Run, arm, queue, registered
 from vixlib.paper.statistics import Effect, contrast, decides, factorial, holm, p_value, stands
 from vixlib.systems import system
 
@@ -56,8 +56,9 @@ def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     if row["compares"].startswith("+"):
         return _of_arms(signs, registered()[row["part"]], row["seeds"], own)
     ((_, runs),) = signs
-    frame = pd.DataFrame([{"seed": run.seed, **levels(run.system)} for run in runs])
-    frame[RESPONSE] = [own[run.name] for run in runs]
+    frame = pd.DataFrame(
+        {"seed": run.seed, RESPONSE: own[run.name]} | levels(run.system) for run in runs
+    )
     there = {name: [x for x in known if x in set(frame[name])] for name, known in FACTORS.items()}
     factors = {name: known for name, known in there.items() if len(known) > 1}
     terms = factorial(frame, RESPONSE, factors, "seed")
@@ -86,14 +87,11 @@ def arms(row: Mapping) -> list[tuple[int, list[Run]]]:
     part = registered()[one_of("part", row["part"], registered())]
     if not row["compares"].startswith("+"):
         return [(1, part)]
-    known, signs = {run.name for runs in registered().values() for run in runs}, []
+    how, signs = (part[0].profile, part[0].recipe), []
     for sign, text in re.findall(r"([+-]) (\S+)", row["compares"]):
-        how = part[0].profile, part[0].recipe
-        runs = [arm(text, *how, seed) for seed in range(row["seeds"])]
-        for run in runs:
-            if run.name not in known:
-                raise BadInput(f"{row['hypothesis']}: {run.name} is not registered")
-        signs.append((1 if sign == "+" else -1, runs))
+        signs.append((int(f"{sign}1"), [arm(text, *how, seed) for seed in range(row["seeds"])]))
+    for run in {run for _, runs in signs for run in runs}.difference(queue("study")):
+        raise BadInput(f"{row['hypothesis']}: {run.name} is not registered")
     return signs
 
 
@@ -135,11 +133,12 @@ def scope(row: Mapping) -> str:
 @checked
 def told(judged: pd.DataFrame) -> pd.DataFrame:
     """Verdicts as a reader sees them: claim, effect, interval, verdict, scope."""
-    rows = judged.to_dict("records")
-    numbers = [(points(r["effect"]), interval_of(r), r["overall"], r["scope"]) for r in rows]
-    columns = ["effect", "95 % interval", "verdict", "scope"]
-    claims = pd.Index([row["says"] for row in rows])
-    return pd.DataFrame(numbers, claims, columns).rename_axis(columns="claim")
+    value, half = judged["effect"], judged["half"]
+    low, high = (value - half).map(points), (value + half).map(points)
+    between = (low + " to " + high).where(half.notna(), "")
+    table = {"effect": value.map(points), "95 % interval": between, "verdict": judged["overall"]}
+    table = pd.DataFrame(table | {"scope": judged["scope"]}).set_axis(judged["says"])
+    return table.rename_axis(None, columns="claim")
 
 
 def points(value: float) -> str:
@@ -147,35 +146,27 @@ def points(value: float) -> str:
     return "" if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
-def interval_of(row: Mapping) -> str:
-    """The 95 % interval of an effect as text; empty without one."""
-    ends = (row["effect"] - row["half"], row["effect"] + row["half"])
-    return "" if math.isnan(sum(ends)) else " to ".join(map(points, ends))
-
-
 def sentence(row: Mapping) -> str:
     """A row of verdicts in words; they change with the records."""
     if math.isnan(row["effect"]):
         return f"{row['says']} Not tested yet ({row['scope']}): `vix train --queue study`."
-    seen = f"{points(row['effect'])} ± {row['half']:.1f} points"
+    seen = f"{row['overall'].capitalize()}: {points(row['effect'])} ± {row['half']:.1f} points"
     agree = f"of this sign in {row['agreeing']} of {row['pairs']} seeds"
     kept = f"; kept means within {row['margin']:g} points" if row["test"] == "keeps" else ""
-    word = row["overall"].capitalize()
-    return f"{row['says']} {word}: {seen}, {agree} ({row['scope']}{kept})."
+    return f"{row['says']} {seen}, {agree} ({row['scope']}{kept})."
 
 
 @checked
 def costs(records: pd.DataFrame) -> pd.DataFrame:
     """Runs and core-hours of each part: those that are there, those that were registered."""
     parts = tomllib.loads(paths.shipped("study.toml").read_text())
-    own = records[records["status"].isin(KNOWN)].reindex(columns=["name", "cpu_seconds"])
-    hours, rows = own.set_index("name")["cpu_seconds"] / 3600, {}
+    known, rows = records[records["status"].isin(KNOWN)], []
     for part, runs in registered().items():
-        there = [run.name for run in runs if run.name in hours.index]
-        done = f"{len(there)} of {len(runs)}"
-        rows[part] = done, round(float(hours[there].sum()), 1), parts[part]["hours"]
+        there = known[known["name"].isin([run.name for run in runs])]
+        hours = there.reindex(columns=["cpu_seconds"]).sum().item() / 3600
+        rows.append([f"{len(there)} of {len(runs)}", round(hours, 1), parts[part]["hours"]])
     columns = ["runs", "core-hours", "estimated for all"]
-    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis(columns="part")
+    return pd.DataFrame(rows, [*parts], columns).rename_axis(columns="part")
 
 
 @checked

@@ -9,30 +9,29 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableSequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
 from torch import Tensor
 
-from vixlib import data, measure
+from vixlib import data, measure, weights
 from vixlib.checkpoint import check_room, stoppable, stopping
-from vixlib.errors import BadInput, CheckpointError, Diverged, RunError, checked, enough_memory
+from vixlib.errors import BadInput, Diverged, RunError, checked, enough_memory
 from vixlib.paper.provenance import origin
 from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, unfinished, write
-from vixlib.paper.runs import Run
+from vixlib.paper.runs import Run, counted
 from vixlib.train import FIRST, Checkpoint, TimeUp, autocast, compile_blocks, fit, judged
-from vixlib.weights import save
 
-DONE, FAILED, LEFT = -1, -2, -3  # of a run in a queue; 0: not begun; else the number of its worker
+DONE, FAILED, LEFT, REFUSED = "done", "failed", "left", "refused"  # of runs of a queue
 
 
 @checked
@@ -103,10 +102,7 @@ def _prepared(
     watched = data.held_out(dataset, held) if held else dataset
     watched = data.subset(watched, train=s["train_images"], seed=run.seed)
     tested = {part: getattr(dataset, part) for part in ("test_images", "test_labels")}
-    names = "epochs", "batch", "lr", "weight_decay", "warm_up", "cosine", "augmented", "precision"
-    options = {name: s[name] for name in names}
-    options |= {"seed": run.seed, "watch": s["watch_images"]}
-    return model, replace(watched, **tested), watched, options
+    return model, replace(watched, **tested), watched, run.training | {"watch": s["watch_images"]}
 
 
 def replay(
@@ -140,43 +136,34 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
 
 def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
     """Columns of a record: what its model costs, and where."""
-    model = run.build()
     name = measure.device_name(device)
     if device.type == "cpu":
         units = torch.backends.cpu.get_cpu_capability()  # which products it has
         name = f"CPU, {torch.get_num_threads()} thread(s): {name}, {units}"
-    return {
-        "parameters": measure.parameters(model),
-        "flops": measure.flops(run.build, (1, 3, *model.size)),
-        "peak_memory_mb": round(_training_memory(run, dataset, device), 1),
-        "device": name,
-    }
+    memory = round(_training_memory(run, dataset, device), 1)
+    return counted(run.build) | {"peak_memory_mb": memory, "device": name}
 
 
 def _of_curve(curve: list[dict], diverged: bool, best_on_test: bool) -> dict:
     """Columns of a record: how the training went; of one that diverged, no last epoch."""
     last = {} if diverged else curve[-1]
     best = max(curve, key=lambda row: row["top1"]) if best_on_test and last else {}
-    seconds, cpu = ([row[name] for row in curve] for name in ("seconds", "cpu_seconds"))
-    return {
-        "top1_best": best.get("top1"),
-        "epoch_best": best.get("epoch"),
-        "train_accuracy": last.get("train_accuracy"),
-        "loss": last.get("loss"),
-        "seconds_per_epoch": round(statistics.median(seconds), 2) if seconds else None,
-        "cpu_seconds": round(sum(cpu), 1),
-        "curve": [{k: v for k, v in row.items() if "seconds" not in k} for row in curve],
-    }
+    found = {"top1_best": best.get("top1"), "epoch_best": best.get("epoch")}
+    found |= {name: last.get(name) for name in ("train_accuracy", "loss")}
+    seconds = [row["seconds"] for row in curve]
+    found["seconds_per_epoch"] = round(statistics.median(seconds), 2) if seconds else None
+    found["cpu_seconds"] = round(sum(row["cpu_seconds"] for row in curve), 1)
+    rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in curve]
+    return found | {"curve": rows}
 
 
 def _write(run: Run, record: dict, model: torch.nn.Module, classes: tuple[str, ...]) -> None:
     """The weights, then the record; of a run that diverged no weights, not earlier ones either."""
-    weights, path = files(run).weights, files(run).record
     if "status" in record:
-        weights.unlink(missing_ok=True)
+        files(run).weights.unlink(missing_ok=True)
     else:
-        save(model, weights, classes=classes)
-    write(path, record)
+        weights.save(model, files(run).weights, classes=classes)
+    write(files(run).record, record)
     for path in files(run):  # what a process left that was killed while it wrote
         for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
             part.unlink(missing_ok=True)
@@ -205,9 +192,9 @@ def read(
         known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
         rows.append(known | {"command": run.command})
     frame = pd.DataFrame(rows)
-    counts = {status: int((frame["status"] == status).sum()) for status in STATUS}
-    told = {status: n for status, n in counts.items() if n or status in USUAL}
-    print(", ".join(f"{count} {status}" for status, count in told.items()))
+    count = frame["status"].tolist().count
+    told = (f"{count(status)} {status}" for status in STATUS if count(status) or status in USUAL)
+    print(", ".join(told))
     return frame
 
 
@@ -221,13 +208,13 @@ def note(text: str) -> None:
 
 def ended(run: Run, record: dict | None) -> str:
     """In words what became of a run."""
+    path, _, checkpoint = files(run)
     if record is None:
         return "stopped; the same command goes on"
     if record["top1"] is not None:
-        return f"top-1 {record['top1']:.2f} %, recorded in {files(run).record}"
-    kept = files(run).checkpoint if files(run).checkpoint.exists() else None
+        return f"top-1 {record['top1']:.2f} %, recorded in {path}"
     where = record["diverged_epoch"], record["diverged_step"], record["lr"]
-    return f"{Diverged(*where, kept)}; recorded in {files(run).record}"
+    return f"{Diverged(*where, checkpoint if checkpoint.exists() else None)}; recorded in {path}"
 
 
 @checked
@@ -250,19 +237,45 @@ def perform_all(
     """
     for folder in {path.parent: 0 for run in wanted for path in files(run)}:
         check_room(folder)
-    options |= {"deadline": deadline}
-    with stoppable():
-        if workers == 1:
-            torch.set_num_threads(1)
-            states = [0] * len(wanted)
-            _work(wanted, states, 1, again, options)
-        else:
-            states = _side_by_side(wanted, workers, again, options)
-    return sum(state == FAILED for state in states), _left(states)
+    places = [f"run {i} of {len(wanted)}, {run.name}" for i, run in enumerate(wanted, 1)]
+    states = dict.fromkeys(places, LEFT)
+    asked = zip(wanted, places, strict=True)
+    turns = takewhile(lambda _: not stopping.is_set() and time.monotonic() <= deadline, asked)
+    attempt = partial(_attempt, again=again, deadline=deadline, **options)
+    if workers == 1:
+        torch.set_num_threads(1)
+        outcomes = ((place, attempt(run, place)) for run, place in turns)
+    else:
+        outcomes = _side_by_side(turns, workers, attempt)
+    with stoppable(), closing(outcomes):
+        for place, (states[place], said) in outcomes:
+            if states[place] == REFUSED:
+                raise said
+            if said:
+                note(f"{place}: {said}; {[*states.values()].count(LEFT)} left")
+    return [*states.values()].count(FAILED), [*states.values()].count(LEFT)
 
 
-def _left(states: MutableSequence[int]) -> int:
-    return sum(state not in (DONE, FAILED) for state in states)
+def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str | BadInput]:
+    """Train a run: what became of it, and in words; none where another process trains it.
+
+    What was asked for cannot be: the error, for the process that asked.
+    """
+    try:
+        with _claim(run), enough_memory(run.settings["batch"], run.tokens):
+            record = None if again else load(run)
+            if record is None or record["status"] == "stale":
+                report = partial(tell, place, run.settings["epochs"])
+                record = perform(run, report=report, **options)
+    except Timeout:
+        return LEFT, ""
+    except Exception as error:
+        if isinstance(error, BadInput) and not isinstance(error, RunError):
+            return REFUSED, error
+        kind = "" if isinstance(error, RunError | OSError) else f"{type(error).__name__}: "
+        return FAILED, f"failed: {kind}{' '.join(str(error).split()):.300}"
+    state = LEFT if record is None else FAILED if record["top1"] is None else DONE
+    return state, ended(run, record)
 
 
 @contextmanager
@@ -277,93 +290,71 @@ def _claim(run: Run) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _work(
-    todo: list[Run], states: MutableSequence[int], mine: int, again: bool, options: dict
-) -> None:
-    """Train each run that nobody has begun; all workers of a queue see its `states`."""
-    for i, run in enumerate(todo):
-        if stopping.is_set() or time.monotonic() > options["deadline"]:
-            return
-        place = f"run {i + 1} of {len(todo)}, {run.name}"
-        try:
-            with _claim(run):
-                if states[i]:
-                    continue
-                states[i] = mine
-                record = None if again else load(run)
-                if record is None or record["status"] == "stale":
-                    with enough_memory(run.settings["batch"], run.tokens):
-                        record = perform(run, report=partial(tell, run, place), **options)
-                said = ended(run, record)
-                states[i] = LEFT if record is None else FAILED if record["top1"] is None else DONE
-        except Timeout:  # another process trains it
-            continue
-        except Exception as error:
-            if isinstance(error, BadInput) and not isinstance(error, RunError):
-                raise
-            states[i], kind = FAILED, f"{type(error).__name__}: "
-            kind = "" if isinstance(error, RunError | OSError) else kind
-            said = f"failed: {kind}{' '.join(str(error).split()):.300}"
-        note(f"{place}: {said}; {_left(states)} left")
-
-
-def _side_by_side(
-    todo: list[Run], workers: int, again: bool, options: dict
-) -> MutableSequence[int]:
-    """Processes that share a list of runs; its states in the end.
+def _side_by_side(turns: Iterator, workers: int, attempt: Callable) -> Iterator[tuple]:
+    """Each run's place and outcome; the processes that train them are replaced where they die.
 
     No library's pool would do: they break where a process dies. Here it costs the run that it had.
     """
-    context = get_context("spawn")
-    states, (refusals, told) = context.RawArray("i", len(todo)), context.Pipe(duplex=False)
-    running, number = {}, 0
+    crew, busy = {}, {}  # processes, and what they train, by the pipes to them
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
     try:
-        while workers:
-            while len(running) < workers and not stopping.is_set():
-                number += 1
-                arguments = told, todo, states, number, again, options
-                running[number] = context.Process(target=_in_worker, args=arguments)
-                # neither a worker nor Python's tracker of them hears the terminal
-                terminal = signal.SIGINT, signal.SIGHUP
-                heard = signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
-                resource_tracker.ensure_running()  # which unblocks some
-                signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
-                running[number].start()
-                signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-            connection.wait([process.sentinel for process in running.values()], timeout=0.2)
-            if stopping.is_set():
-                for process in running.values():
-                    process.terminate()
-            for mine in [mine for mine, process in running.items() if not process.is_alive()]:
-                code = running.pop(mine).exitcode
-                if code == 2:
-                    raise BadInput(refusals.recv())
-                if code == 0 or stopping.is_set():
-                    workers -= 1
-                    continue
-                began = [i for i, state in enumerate(states) if state == mine]
-                for i in (began or [i for i, state in enumerate(states) if not state])[:1]:
-                    states[i], run = FAILED, todo[i]
-                    size = f"batch {run.settings['batch']}, {run.tokens} tokens an image"
-                    why = f"its process died ({code}), perhaps out of memory at {size}"
-                    note(f"run {i + 1} of {len(todo)}, {run.name}: failed: {why}: lower --workers")
+        while True:
+            for turn in islice(turns, workers - len(busy)):
+                free = [*(crew.keys() - busy.keys())] or [_hired(crew, attempt)]
+                busy[free[0]] = turn
+                free[0].send(turn)
+            if not busy:
+                return
+            ready = connection.wait(busy, timeout=0.2)
+            for process in crew.values() if stopping.is_set() else ():
+                process.terminate()
+            for pipe in ready:
+                run, place = busy.pop(pipe)
+                try:
+                    yield place, pipe.recv()
+                except (EOFError, ConnectionError):
+                    yield place, _died(run, crew.pop(pipe))
     finally:
-        for process in running.values():
-            process.kill()
-    return states
+        for pipe, process in crew.items():
+            if pipe in busy:
+                process.kill()
+            with suppress(OSError):  # of one that is no more
+                pipe.send(None)
+            process.join()
 
 
-def _in_worker(told: connection.Connection, *arguments) -> None:
-    """A worker: its parent asks it to stop by SIGTERM, and hears of bad input through `told`."""
+def _died(run: Run, process: BaseProcess) -> tuple[str, str]:
+    """The outcome of a run whose process is no more."""
+    process.join()
+    size = f"batch {run.settings['batch']}, {run.tokens} tokens an image"
+    why = f"died ({process.exitcode}), perhaps out of memory at {size}: lower --workers"
+    return (LEFT, "") if stopping.is_set() else (FAILED, f"failed: its process {why}")
+
+
+def _hired(crew: dict, attempt: Callable) -> connection.Connection:
+    """The pipe to a new process that trains what it is sent.
+
+    Neither it nor Python's tracker of processes hears the terminal.
+    """
+    context, terminal = get_context("spawn"), (signal.SIGINT, signal.SIGHUP)
+    ours, its = context.Pipe()
+    crew[ours] = context.Process(target=_in_worker, args=(its, attempt))
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
+    resource_tracker.ensure_running()  # which unblocks some
+    signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
+    crew[ours].start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    its.close()
+    return ours
+
+
+def _in_worker(pipe: connection.Connection, attempt: Callable) -> None:
+    """A worker, until its parent ends it; SIGTERM asks it to stop what it trains."""
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    try:
-        _work(*arguments)
-    except BadInput as error:
-        told.send(str(error))
-        sys.exit(2)
+    for turn in iter(pipe.recv, None):
+        pipe.send(attempt(*turn))
 
 
 def _end_with_parent() -> None:
@@ -372,9 +363,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def tell(run: Run, place: str, row: dict) -> None:
+def tell(place: str, epochs: int, row: dict) -> None:
     """Prints the line of an epoch."""
-    epoch = f"epoch {row['epoch']}/{run.settings['epochs']}, loss {row['loss']:.3f}"
+    epoch = f"epoch {row['epoch']}/{epochs}, loss {row['loss']:.3f}"
     accuracy = f"train {row['train_accuracy']:.1f} %, test {row['top1']:.1f} %"
     note(f"{place}: {epoch}, {accuracy}, {row['seconds']:.0f} s")
 
@@ -382,14 +373,15 @@ def tell(run: Run, place: str, row: dict) -> None:
 @checked
 def trained(run: Run) -> torch.nn.Module:
     """The model of a run with the weights that its training left on this machine."""
-    if not files(run).weights.exists():
-        raise BadInput(f"no weights in {files(run).weights}; train them: {run.command}")
-    model = run.build()
-    try:
-        model.load_state_dict(load_file(files(run).weights))
-    except Exception as error:
-        raise CheckpointError(f"unreadable weights {files(run).weights}; delete them") from error
-    return model.eval()
+    return weights.load(weights_of(run))
+
+
+def weights_of(run: Run) -> Path:
+    """The file of a run's weights; BadInput says how to make them."""
+    path = files(run).weights
+    if not path.exists():
+        raise BadInput(f"no weights in {path}; train them: {run.command}")
+    return path
 
 
 def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:
