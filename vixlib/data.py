@@ -60,7 +60,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, at: slice | Tensor) -> "Pictures":
+    def __getitem__(self, at: int | slice | Tensor) -> "tuple[Tensor, int, str] | Pictures":
+        if isinstance(at, int):
+            return self._tried(int(self.index[at]))
         return replace(self, index=self.index[at])
 
     def batches(self, places: Iterable[Tensor]) -> DataLoader:
@@ -70,16 +72,10 @@ class Pictures:
         """
         workers = self.workers if self.workers > 1 else 0
         options = {"num_workers": workers, "generator": torch.Generator()}
-        steps = [some.tolist() for some in places]
-        return DataLoader(range(len(self)), batch_sampler=steps, collate_fn=self._read, **options)
+        return DataLoader(self, batch_sampler=[some.tolist() for some in places], **options)
 
-    def _read(self, places: list[int]) -> tuple[Tensor, Tensor, list[str]]:
-        pixels, labels, said = zip(*map(self._tried, places), strict=True)
-        return torch.stack(pixels), torch.tensor(labels), [*said]
-
-    def _tried(self, place: int) -> tuple[Tensor, int, str]:
+    def _tried(self, at: int) -> tuple[Tensor, int, str]:
         """An image with its label and nothing, or with what is wrong with it."""
-        at = int(self.index[place])
         try:
             image, label = self.source[at]
             pixels = read_image(image, self.size if self.scaled else None, **self.options)
