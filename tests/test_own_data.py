@@ -204,7 +204,7 @@ def test_read_anew_each_epoch_they_train_the_same(photos, workers):
     lazy = data.subset(dataset(photos, size=16, gigabytes=0, workers=workers), train=40)
     assert isinstance(lazy.train_images, Pictures)
     assert lazy.train_images.shape == held.train_images.shape == (40, 3, 16, 16)
-    assert lazy.train_images[7].equal(held.train_images[7])
+    assert lazy.train_images[7][0].equal(held.train_images[7])
     curves, ends = [], []
     for each in (held, lazy):
         model = Small()
@@ -217,7 +217,14 @@ def test_read_anew_each_epoch_they_train_the_same(photos, workers):
     assert curves[0] == curves[1]
     assert ends[0].equal(ends[1])
     part = data.held_out(lazy, 10)
-    assert part.test_images[0].equal(data.held_out(held, 10).test_images[0])
+    assert part.test_images[0][0].equal(data.held_out(held, 10).test_images[0])
+
+
+def test_what_vanishes_while_one_trains_is_named(tmp_path):
+    lazy = dataset(folder(tmp_path, 10), size=16, gigabytes=0)
+    (tmp_path / "circle" / "circle3.jpg").unlink()
+    with pytest.raises(DataError, match=r"cannot read the image .*circle3\.jpg: .*No such file"):
+        fit(Small(), lazy, epochs=2, batch=16)
 
 
 def test_fit_takes_them_as_they_are(photos):

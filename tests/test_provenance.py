@@ -342,7 +342,7 @@ def test_more_than_rounding_is_different(record, root, capsys, losses):
     assert lines[0].startswith(f"{RUN.name}: different, 20 losses")
 
 
-def slower(optimizer, logits, labels):
+def slower(optimizer, logits, labels, *_):
     """A careless edit of a step: a gradient a little too small, which Adam hardly notices."""
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=1e-3)
     optimizer.zero_grad()

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -42,7 +42,8 @@ class Pictures:
     """Images (n 3 h w) of uint8 that are read whenever they are wanted, since all would not fit.
 
     `source` holds pairs (image, label) and `index` says which of them; a part is taken as of a
-    tensor. `options` are read_image's; `workers` processes read, one is this one.
+    tensor. `options` are read_image's; `workers` processes read, one is this one. Those that are
+    not `scaled` must have the size.
     """
 
     source: Sequence
@@ -50,23 +51,42 @@ class Pictures:
     size: Size
     workers: int = 1
     options: dict = field(default_factory=dict)
+    scaled: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.index), 3, *self.size
 
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return len(self), 3, *self.size
-
-    def __getitem__(self, at: int | slice | Tensor) -> "Tensor | Pictures":
+    def __getitem__(self, at: int | slice | Tensor) -> "tuple[Tensor, int, str] | Pictures":
         if isinstance(at, int):
-            return read_image(self.source[int(self.index[at])][0], self.size, **self.options)
+            return self._tried(int(self.index[at]))
         return replace(self, index=self.index[at])
 
-    def loader(self, **options) -> DataLoader:
-        """torch's loader of these images; it draws nothing of the global generator."""
+    def batches(self, places: Iterable[Tensor]) -> DataLoader:
+        """Pixels (b 3 h w), labels (b) and what is wrong, of each list of places.
+
+        torch's loader; it draws nothing of the global generator.
+        """
         workers = self.workers if self.workers > 1 else 0
-        return DataLoader(self, num_workers=workers, generator=torch.Generator(), **options)
+        options = {"num_workers": workers, "generator": torch.Generator()}
+        return DataLoader(self, batch_sampler=[some.tolist() for some in places], **options)
+
+    def _tried(self, at: int) -> tuple[Tensor, int, str]:
+        """An image with its label and nothing, or with what is wrong with it."""
+        try:
+            image, label = self.source[at]
+            pixels = read_image(image, self.size if self.scaled else None, **self.options)
+            if pixels.shape[1:] != self.size:
+                name = f"image {at}" if isinstance(image, Tensor | Image.Image) else image
+                wanted = f"expected {self.size}, as the first, or a size to scale to"
+                raise BadInput(f"{name}: {wanted}, got {tuple(pixels.shape[1:])}")
+            return pixels, whole("label", operator.index(label), least=0), ""
+        except Exception as error:  # of a Dataset of somebody's own, any
+            said = "" if isinstance(error, BadInput) else f"image {at}: {type(error).__name__}: "
+            return torch.zeros(3, *self.size, dtype=torch.uint8), 0, f"{said}{error}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +119,9 @@ def batches(
     if isinstance(images, Tensor):
         yield from ((images[some], labels[some]) for some in places)
         return
-    loader = images.loader(batch_sampler=[some.tolist() for some in places])
-    for some, pixels in zip(places, loader, strict=True):
+    for some, (pixels, _, said) in zip(places, images.batches(places), strict=True):
+        if any(said):
+            raise DataError("; ".join(filter(None, said)))
         yield pixels.to(labels.device), labels[some]
 
 
@@ -208,12 +229,11 @@ def _of_torchvision(
     from torchvision import datasets
 
     kind = getattr(datasets, source.kind)
-    options = inspect.signature(kind.__init__).parameters
-    parts = {"train": (True, False)} if "train" in options else {"split": ("train", "test")}
+    known = inspect.signature(kind.__init__).parameters
+    part, values = ("train", (True, False)) if "train" in known else ("split", ("train", "test"))
+    more = {"download": download} if "download" in known else {}
     try:
-        ((name, values),) = parts.items()
-        more = {"download": download} if "download" in options else {}
-        made = tuple(kind(root, **{name: value}, **more) for value in values)
+        made = tuple(kind(root, **{part: value}, **more) for value in values)
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
         raise DataError(f"no {source.title} in {root}: {error}") from error
     return dataset(made, size=size, device=device)
@@ -260,8 +280,8 @@ def _decode(official: Path, into: Path) -> None:
             raise DataError(f"{official} is incomplete: expected {expected} {what}, got {got}")
     tensors = []
     for files in (train, test):
-        numbers = np.array([labels[wnid] for wnid in files.values()])
-        images, truth, failed = _read(_Files(official, np.array([*files]), numbers), None)
+        pairs = [(official / name, labels[wnid]) for name, wnid in files.items()]
+        images, truth, failed = _read(Part(pairs))
         if failed:
             raise DataError(f"{official}: {_listed(failed)}")
         tensors += [images, truth]
@@ -274,9 +294,8 @@ def _sources() -> dict[str, Source]:
     """sources.toml; where it has no names of classes, but their number, they are numbered."""
     found = {}
     for name, row in tomllib.loads((paths.PACKAGE / "sources.toml").read_text()).items():
-        row["classes"] = row.get("classes") or [f"class {i}" for i in range(row.pop("count"))]
-        listed = {key: tuple(row.get(key, ())) for key in ("classes", "forms", "mirrors")}
-        found[name] = Source(**row | listed, read=READERS.get(name))
+        classes = row.pop("classes", None) or [f"class {i}" for i in range(row.pop("count"))]
+        found[name] = Source(classes=tuple(classes), read=READERS.get(name), **row)
     return found
 
 
@@ -322,16 +341,16 @@ def dataset(
         parts, name = _parts(source if isinstance(source, tuple) else (source,)), "own images"
     room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
     for part in parts:
-        images, labels, failed = _read(part, size, room, workers, most_pixels)
+        images, labels, failed = _read(part, size, room, workers, most_pixels=most_pixels)
         size, skipped = images.shape[2:], [*skipped, *failed]
         read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
     if skipped:
         warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
     numbers = range(1 + max(int(labels.max()) for labels in read[1::2]))
-    classes = tuple(map(str, getattr(parts[0], "classes", numbers)))
+    classes = tuple(map(str, parts[0].classes or numbers))
     counts = read[1].bincount(minlength=len(classes)).tolist()
-    if 0 in counts:
-        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+    missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if missing:
         raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
     found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
     if len(read) == 4:
@@ -340,23 +359,15 @@ def dataset(
     return held_out(found, max(1, share), seed=seed)
 
 
-@dataclass(frozen=True, eq=False)
-class _Files(Pairs):
-    """Pairs (path, label) of files in a folder; in arrays, which processes share."""
+class Part(NamedTuple):
+    """Pairs (image, label), for training or for testing; those of files perhaps of a folder."""
 
-    root: Path | zipfile.Path
-    names: np.ndarray
-    labels: np.ndarray
+    pairs: Sequence
     classes: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, at: int) -> tuple[Path, int]:
-        return self.root / str(self.names[at]), int(self.labels[at])
+    root: str | Path | None = None
 
 
-def folder_parts(root: Path) -> list[_Files]:
+def folder_parts(root: Path) -> list[Part]:
     """The files of a folder with their classes, for training and perhaps for testing."""
     inside = _folders(root)
     test = [inside[name] for name in ("val", "test") if name in inside][:1]
@@ -369,14 +380,14 @@ def folder_parts(root: Path) -> list[_Files]:
     found = []
     for part in parts:
         files = [
-            (str(path.relative_to(root)), label)
+            (str(path), label)
             for label, name in enumerate(classes)
             for path in sorted((part / name).rglob("*"))
             if path.name[0] != "." and (path.is_symlink() or not path.is_dir())
         ]
         if not files:
             raise DataError(f"no images in {part}")
-        found.append(_Files(root, *map(np.array, zip(*files, strict=True)), classes))
+        found.append(Part(files, classes, root))
     return found
 
 
@@ -387,7 +398,7 @@ def _folders(root: Path) -> dict[str, Path]:
         raise DataError(f"no folder of images in {root}: {error.strerror}") from error
 
 
-def _parts(given: tuple) -> list[Pairs]:
+def _parts(given: tuple) -> list[Part]:
     """One or two torch Datasets; an ImageFolder as its files, which its loader would not turn."""
     from torchvision.datasets import DatasetFolder
     from torchvision.datasets.folder import default_loader
@@ -401,72 +412,45 @@ def _parts(given: tuple) -> list[Pairs]:
         wanted = "a folder, one or two torch Datasets, or two or four tensors"
         got = ", ".join(type(each).__name__ for each in given)
         raise BadType(f"data: expected {wanted}, got {got or 'nothing'}")
-    found = [*given]
-    for i, each in enumerate(given):
+    found = []
+    for each in given:
         plain = isinstance(each, DatasetFolder) and each.loader is default_loader
-        if plain and each.transforms is None:
-            names, labels = zip(*each.samples, strict=True)
-            names = [str(Path(name).absolute()) for name in names]
-            found[i] = _Files(Path(each.root), np.array(names), np.array(labels), each.classes)
+        pairs = each.samples if plain and each.transforms is None else each
+        found.append(Part(pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Tried(Pictures):
-    """Each image with its label and nothing, or with what is wrong with it."""
-
-    exact: bool = False
-
-    def __getitem__(self, at: int) -> tuple[Tensor, int, str]:
-        try:
-            image, label = self.source[at]
-            pixels = read_image(image, None if self.exact else self.size, **self.options)
-            if pixels.shape[1:] != self.size:
-                name = f"image {at}" if isinstance(image, Tensor | Image.Image) else image
-                wanted = f"expected {self.size}, as the first, or a size to scale to"
-                raise BadInput(f"{name}: {wanted}, got {tuple(pixels.shape[1:])}")
-            return pixels, whole("label", operator.index(label), least=0), ""
-        except Exception as error:  # of a Dataset of somebody's own, any
-            said = "" if isinstance(error, BadInput) else f"image {at}: {type(error).__name__}: "
-            return torch.zeros(3, *self.size, dtype=torch.uint8), 0, f"{said}{error}"
-
-
 def _read(
-    source: Pairs,
-    size: Size | None,
-    room: float = math.inf,
-    workers: int | None = 1,
-    most_pixels: int = MOST_PIXELS,
+    part: Part, size: Size | None = None, room: float = math.inf, workers: int | None = 1, **options
 ) -> tuple[Tensor | Pictures, Tensor, list[str]]:
     """Images and labels of one part, all tried once, and what was wrong with those left out."""
-    if not hasattr(source, "__len__"):
-        raise BadType(f"data: expected Datasets of a known length, got {type(source).__name__}")
-    count = whole("number of images", len(source))
-    if isinstance(source, TensorDataset) and source.tensors[0].dtype == torch.uint8:
-        images, labels = source.tensors
+    pairs = part.pairs
+    if not hasattr(pairs, "__len__"):
+        raise BadType(f"data: expected Datasets of a known length, got {type(pairs).__name__}")
+    count = whole("number of images", len(pairs))
+    if isinstance(pairs, TensorDataset) and pairs.tensors[0].dtype == torch.uint8:
+        images, labels = pairs.tensors
         numbers = labels.dtype == torch.int64 and labels.ndim == 1 and labels.min() >= 0
         if numbers and images.shape[1:] == (3, *(size or images.shape[2:])):  # as they are
             return images, labels, []
-    options = {"most_pixels": most_pixels, "within": getattr(source, "root", None)}
+    options["within"] = part.root
     workers = workers or ((os.cpu_count() or 1) if count >= 1000 else 1)
-    fixed = size or tuple(read_image(source[0][0], **options).shape[1:])
-    images = Pictures(source, torch.arange(count), fixed, workers, options)
-    kept = torch.empty(images.shape, dtype=torch.uint8) if math.prod(images.shape) <= room else None
-    labels, failed, at = torch.empty(count, dtype=torch.int64), {}, 0
-    tried = _Tried(**vars(images), exact=size is None).loader(batch_size=64)
-    for pixels, truth, said in tqdm(tried, "images", disable=None, leave=False, mininterval=1):
-        here = slice(at, at + len(truth))
-        labels[here] = truth
-        if kept is not None:
-            kept[here] = pixels
-        failed |= {at + i: text for i, text in enumerate(said) if text}
-        at += len(truth)
+    fixed = size or tuple(read_image(pairs[0][0], **options).shape[1:])
+    images = Pictures(pairs, torch.arange(count), fixed, workers, options, scaled=size is not None)
+    tried = images.batches(images.index.split(64))
+    labels, said = [], []
+    if math.prod(images.shape) <= room:
+        images = torch.empty(images.shape, dtype=torch.uint8)
+    for pixels, truth, wrong in tqdm(tried, "images", disable=None, leave=False, mininterval=1):
+        if isinstance(images, Tensor):
+            images[len(said) :][: len(truth)] = pixels
+        labels.append(truth)
+        said += wrong
+    failed = [text for text in said if text]
     if len(failed) > count / 100:
-        raise DataError(f"of {count} images {_listed([*failed.values()])}")
-    good = [i for i in range(count) if i not in failed]
-    images = images if kept is None else kept
-    images, labels = (images[good], labels[good]) if failed else (images, labels)
-    return images, labels, [*failed.values()]
+        raise DataError(f"of {count} images {_listed(failed)}")
+    labels, good = torch.cat(labels), [i for i, text in enumerate(said) if not text]
+    return (images[good], labels[good], failed) if failed else (images, labels, [])
 
 
 def _listed(failed: list[str]) -> str:
@@ -532,12 +516,8 @@ def subset(
     """
     parts = {}
     for part, n in {"train": train, "test": test}.items():
-        labels = getattr(dataset, f"{part}_labels")
-        if n is None:
-            continue
-        if whole(part, n) > len(labels):
-            raise BadInput(f"{part}: expected at most {len(labels)} images, got {n}")
-        parts |= _chosen(dataset, part, part, _stratified(labels, seed)[:n])
+        if n is not None:
+            parts |= _taken(dataset, part, part, _drawn(dataset, part, part, n, seed)[0])
     return replace(dataset, **parts)
 
 
@@ -547,17 +527,25 @@ def held_out(dataset: Dataset, images: int, *, seed: int = 0) -> Dataset:
 
     Each class has its share; they are no longer trained on. BadInput if none would be left.
     """
-    if whole("images", images) >= len(dataset.train_labels):
-        most = len(dataset.train_labels) - 1
-        raise BadInput(f"images: expected at most {most} held out, got {images}")
-    order = _stratified(dataset.train_labels, seed)
-    parts = _chosen(dataset, "train", "train", order[images:])
-    return replace(dataset, **parts, **_chosen(dataset, "train", "test", order[:images]))
+    held, rest = _drawn(dataset, "train", "images", images, seed, spare=1)
+    parts = _taken(dataset, "train", "train", rest) | _taken(dataset, "train", "test", held)
+    return replace(dataset, **parts)
 
 
-def _chosen(dataset: Dataset, part: str, into: str, places: Tensor) -> dict[str, Tensor | Pictures]:
-    """Images and labels of some places of a part, in the dataset's order."""
-    places, kinds = places.sort().values, ("images", "labels")
+def _drawn(
+    dataset: Dataset, part: str, name: str, n: int, seed: int, spare: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`n` places of a part, each class in its share, and all others, in the dataset's order."""
+    labels = getattr(dataset, f"{part}_labels")
+    if whole(name, n) > len(labels) - spare:
+        raise BadInput(f"{name}: expected at most {len(labels) - spare} images, got {n}")
+    order = _stratified(labels, seed)
+    return order[:n].sort().values, order[n:].sort().values
+
+
+def _taken(dataset: Dataset, part: str, into: str, places: Tensor) -> dict[str, Tensor | Pictures]:
+    """Images and labels at some places of a part."""
+    kinds = "images", "labels"
     return {f"{into}_{kind}": getattr(dataset, f"{part}_{kind}")[places] for kind in kinds}
 
 

@@ -48,19 +48,18 @@ def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
 
     It is made by one process at a time, in the project's data/ where `root` is read-only.
     """
-    title, forms = source.title, source.forms
-    kept, archive = root / forms[0], forms[1]
+    forms, archive = source.forms, source.forms[1]
+    kept = root / forms[0]
     official = next((root / form for form in forms if (root / form).exists()), None)
     if official == kept:
         return kept
     if official is None and not download:
-        looked = ", ".join(forms)
-        raise DataError(f"no {title} in {root}: looked for {looked}; name its folder: --data DIR")
+        looked = f"looked for {', '.join(forms)}; name its folder: --data DIR"
+        raise DataError(f"no {source.title} in {root}: {looked}")
     if official and official.is_file():
         verify(official, source.md5, source.size)
     if official and not os.access(root, os.W_OK):
-        root = paths.root() / "data"
-        kept = root / forms[0]
+        root, kept = paths.root() / "data", paths.root() / "data" / forms[0]
     check_room(root, source.size)
     lock, prefix = root / f".{archive}.lock", f"unfinished-{archive}-"
     with FileLock(lock):
@@ -99,23 +98,19 @@ def _download(source: Source, archive: Path) -> Path:
         except (OSError, ValueError, HTTPException) as error:
             failures.append(f"{url}: {' '.join(str(error).split())}")
             archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of it
-    causes = "; ".join(failures)
-    raise DataError(
-        f"{source.title} could not be downloaded; with a copy at hand: --data DIR ({causes})"
-    )
+    wanted = f"{source.title} could not be downloaded; with a copy at hand: --data DIR"
+    raise DataError(f"{wanted} ({'; '.join(failures)})")
 
 
 def _fetch(url: str, file: Path, size: int) -> None:
     """A file of so many bytes from one mirror, over TRIES connections if they break."""
-    end, broken = time.monotonic() + LIMIT, None
-    for _ in range(TRIES):
+    end = time.monotonic() + LIMIT
+    for left in reversed(range(TRIES)):
         try:
             return _receive(url, file, size, end)
-        except HTTPError:  # what a mirror refuses it refuses again
-            raise
         except (OSError, HTTPException) as error:
-            broken = error
-    raise broken
+            if not left or isinstance(error, HTTPError):  # what a mirror refuses it refuses again
+                raise
 
 
 def _receive(url: str, file: Path, size: int, end: float) -> None:

@@ -25,7 +25,7 @@ def read_image(
     size: Size | None = None,
     *,
     most_pixels: int = MOST_PIXELS,
-    within: Path | None = None,
+    within: str | Path | None = None,
 ) -> Tensor:
     """An image as uint8 pixels (3 h w), turned as its EXIF says; BadImage if it cannot be.
 
@@ -56,10 +56,10 @@ def read_image(
         Image.MAX_IMAGE_PIXELS = kept
 
 
-def _check(path: Path, within: Path | None) -> None:
+def _check(path: Path, within: str | Path | None) -> None:
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
         raise BadInput("expected a plain file")
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+    if within is not None and not path.resolve().is_relative_to(Path(within).resolve()):
         raise BadInput(f"expected a file in {within}, got a link to {path.resolve()}")
 
 

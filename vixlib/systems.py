@@ -175,6 +175,7 @@ def build(
     attention: str | Callable[..., Mechanism] | None = None,
     mixer: TokenMixer | None = None,
     few_tokens: str | None = None,
+    num_classes: int = 10,
     **sizes,
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
@@ -184,10 +185,10 @@ def build(
     its own defaults. Where every layer is over fewer than 64 tokens, softmax is kept with a
     warning, and a class or a partial refused; `few_tokens="softmax"` accepts that in silence.
     `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
-    `sizes` are the host's: image_size (an int or (height, width)), num_classes, and for the ViX
-    patch_size, dim, depth, dim_head (32 unless said), ...
+    `sizes` are the host's: image_size (an int or (height, width)), and for the ViX patch_size, dim,
+    depth, dim_head (32 unless said), ... The model's `system` and `asked` say how it was called.
     """
-    row = system(name)
+    row, sizes = system(name), {"num_classes": num_classes, **sizes}
     one_of("few_tokens", few_tokens or "softmax", ["softmax"])
     chosen = {} if mixer is None else {"mixer": mixer}
     mechanism = row.mechanism if attention is None else attention
@@ -205,7 +206,7 @@ def build(
         model = row.family.host(**{**row.family.options, **chosen, **sizes})
     except RuntimeError as error:  # no memory for it
         raise BadInput(f"{name} with {sizes}: {str(error).splitlines()[0]}") from error
-    model.system = name
+    model.system, model.asked = name, {"attention": attention, "mixer": mixer, **sizes}
     made = [each for each in model.modules() if isinstance(each, Mechanism)]
     few = all(max(m.queries.tokens, m.keys.tokens) < FEWEST_TOKENS for m in made)
     asked = getattr(mechanism, "func", mechanism)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from functools import cache
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -77,8 +77,8 @@ def fit(
     data = dataset(data, size=getattr(model, "size", None), device=device)
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput("model: expected a parameter that learns, got none that requires a gradient")
-    options = {"augmented": augmented, "precision": precision, "mix": mix}
-    options |= loss_options(data, class_weights, label_smoothing)
+    mixer = None if mix is None else mixed(mix, len(data.classes))
+    how = augmented, precision, cross_entropy(data, class_weights, label_smoothing), mixer
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
     state = {"epoch": 0, "step": 0, "curve": [], "sums": torch.zeros(2), "losses": []}
     state |= {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -120,7 +120,7 @@ def fit(
                 group["lr"] = lr * share_of_rate(taken, epochs * an_epoch, warm_up, cosine)
             torch.manual_seed(100_000 * epoch_seed + step)
             images, labels = next(some)
-            loss, correct = learn(model, optimizer, data, images, labels, **options)
+            loss, correct = learn(model, optimizer, data, images, labels, *how)
             if len(state["losses"]) == taken < FIRST:
                 state["losses"].append(loss)
             state["sums"] += torch.stack([loss * len(labels), correct])
@@ -151,8 +151,7 @@ def fit(
             state |= {"epoch": row["epoch"], "step": 0, "seconds": 0.0, "cpu_seconds": 0.0}
             state["sums"].zero_()
             if best and since_best(state["curve"]) == 0:
-                kept = {name: t.detach().clone() for name, t in model.state_dict().items()}
-                state["best"] = kept
+                state["best"] = deepcopy(model.state_dict())
             report(state["curve"][-1])
             if checkpoint is not None:
                 checkpoint.save(model, optimizer, state)
@@ -171,21 +170,21 @@ def since_best(curve: list[dict]) -> int:
     return len(seen) - 1 - seen.index(max(seen)) if seen else 0
 
 
-def loss_options(data: Dataset, weights: str | Tensor | None, smoothing: float) -> dict:
-    """Options of the cross-entropy; none that says what is so anyway."""
-    found = {"label_smoothing": number("label_smoothing", smoothing, below=1)} if smoothing else {}
-    if weights is None:
-        return found
-    count = len(data.classes)
+def cross_entropy(
+    data: Dataset, weights: str | Tensor | None, smoothing: float
+) -> nn.CrossEntropyLoss:
+    """The loss of some classes, with `class_weights` and `label_smoothing` as `fit` has them."""
+    number("label_smoothing", smoothing, below=1)
+    count, labels = len(data.classes), data.train_labels
     if isinstance(weights, str):
         one_of("class_weights", weights, ["balanced"])
-        images = data.train_labels.bincount(minlength=count)
-        weights = len(data.train_labels) / (count * images.clamp(min=1))
-    weights = weights.to(data.train_labels.device, torch.float32)
-    if weights.shape != (count,) or not (weights.isfinite() & (weights >= 0)).all():
-        seen = f"{tuple(weights.shape)} from {weights.min():g} to {weights.max():g}"
-        raise BadInput(f"class_weights: expected {count} numbers of at least 0, got {seen}")
-    return found | {"weight": weights}
+        weights = len(labels) / (count * labels.bincount(minlength=count).clamp(min=1))
+    if weights is not None:
+        weights = weights.to(labels.device, torch.float32)
+        if weights.shape != (count,) or not (weights.isfinite() & (weights >= 0)).all():
+            seen = f"{tuple(weights.shape)} from {weights.min():g} to {weights.max():g}"
+            raise BadInput(f"class_weights: expected {count} numbers of at least 0, got {seen}")
+    return nn.CrossEntropyLoss(weights, label_smoothing=smoothing)
 
 
 def share_of_rate(step: int, steps: int, warm_up: float, cosine: bool) -> float:
@@ -207,23 +206,22 @@ def learn(
     labels: Tensor,
     augmented: bool,
     precision: str,
-    mix: str | None = None,
-    **options,
+    loss_of: Callable = F.cross_entropy,
+    mixer: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step on uint8 images: their mean loss, and how many were right. Waits for nothing.
 
     All of it stays on the device of the images. Of mixed images the larger share is right.
     """
     images = normalise(augment(images) if augmented else images)
-    if mix is not None:
-        images, labels = mixed(mix, len(data.classes))(images, labels)
+    if mixer is not None:
+        images, labels = mixer(images, labels)
     logits = logits_of(model, images, data, precision)
-    loss = descend(optimizer, logits, labels, **options)
-    truth = labels if mix is None else labels.argmax(1)
+    loss = descend(optimizer, logits, labels, loss_of)
+    truth = labels if mixer is None else labels.argmax(1)
     return loss, (logits.detach().argmax(1) == truth).sum()
 
 
-@cache
 def mixed(name: str, classes: int) -> nn.Module:
     """What mixes each image of a batch, and its label, with those of the one before."""
     from torchvision.transforms import v2  # here: its import takes seconds
@@ -231,10 +229,15 @@ def mixed(name: str, classes: int) -> nn.Module:
     return getattr(v2, MIXES[one_of("mix", name, MIXES)])(num_classes=classes)
 
 
-def descend(optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor, **options) -> Tensor:
-    """One step down the cross-entropy of logits (b classes) with their gradients; its mean."""
+def descend(
+    optimizer: torch.optim.Optimizer,
+    logits: Tensor,
+    labels: Tensor,
+    loss_of: Callable = F.cross_entropy,
+) -> Tensor:
+    """One step down the loss of logits (b classes) with their gradients; its mean."""
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the loss
-    loss = F.cross_entropy(logits.to(wide), labels, **options)
+    loss = loss_of(logits.to(wide), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

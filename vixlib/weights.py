@@ -1,8 +1,8 @@
 """Trained models: saved with all that rebuilds them, loaded, asked about images, exported."""
 
 import hashlib
-import inspect
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,43 +13,36 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vixlib import attention, fused, layers
 from vixlib.data import normalise
 from vixlib.errors import BadInput, CheckpointError, checked, extra
 from vixlib.images import MOST_PIXELS, read_image
 from vixlib.models.host import Host, resized
 from vixlib.paths import atomic_write
-from vixlib.systems import FAMILIES
+from vixlib.systems import SYSTEMS, build
 
-FORMAT = "vixlib 1"  # of the metadata
-NORMALISATION = {"mean": [0.5] * 3, "std": [0.5] * 3}  # of pixels from 0 to 1
-HOSTS = {row.host.__name__: row.host for row in FAMILIES}
-PARTS = {  # what an option of a host may name; of two forms of a mechanism, what models use
-    name: kind
-    for module in (nn, attention, layers, fused)
-    for name, kind in vars(module).items()
-    if isinstance(kind, type) and issubclass(kind, nn.Module)
-}
+FORMAT = "vixlib 2"  # of the metadata
+NORMALISATION = json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3})  # of pixels from 0 to 1
 
 
 @checked
 def save(model: Host, path: str | Path, *, classes: Iterable = ()) -> None:
-    """Write a model's weights and, as metadata, what `load` rebuilds it from, as safetensors.
+    """Write a model's weights and, as metadata, how `build` was called for it, as safetensors.
 
     Without names of `classes` they are those that it was loaded with, or numbers.
     """
-    count = model.options.get("num_classes", _defaults(type(model))["num_classes"])
+    if not hasattr(model, "asked"):
+        raise BadInput(f"model: expected one that build made, got {type(model).__name__}")
+    count = model.asked["num_classes"]
     names = [*map(str, classes)] or [*getattr(model, "classes", map(str, range(count)))]
     if len(names) != count or any("\n" in name for name in names):
         raise BadInput(f"classes: expected {count} names of one line each, got {len(names)}")
-    options = _defaults(type(model)) | model.options | {"image_size": model.built}
     try:
-        told = json.dumps({name: _told(value) for name, value in options.items()})
+        options = json.dumps(model.asked, default=_told)
     except TypeError as error:
         raise BadInput(f"model: cannot write down how it was built: {error}") from error
-    about = {"format": FORMAT, "host": type(model).__name__, "options": told}
-    about |= {"system": getattr(model, "system", ""), "size": json.dumps(model.size)}
-    about |= {"classes": "\n".join(names), "normalisation": json.dumps(NORMALISATION)}
+    about = {"format": FORMAT, "system": model.system, "options": options}
+    about |= {"size": json.dumps(model.size), "normalisation": NORMALISATION}
+    about["classes"] = "\n".join(names)
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     about["sha256"] = _digest(state, about)
     atomic_write(Path(path), partial(save_file, state, metadata=about))
@@ -64,15 +57,16 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
     or of something else.
     """
     state, about = _read(Path(path))
-    names = about["classes"].split("\n")
-    options = json.loads(about["options"]) | {"num_classes": num_classes or len(names)}
+    names, size = about["classes"].split("\n"), tuple(json.loads(about["size"]))
+    options = json.loads(about["options"], object_hook=_made)
     if "attention" in parts:
-        parts["mechanism"] = parts.pop("attention")
-    options |= {
-        name: _made(name, told, path) for name, told in options.items() if name not in parts
-    }
-    model = HOSTS[about["host"]](**options | parts)
-    size = tuple(json.loads(about["size"]))
+        options.pop("mechanism", None)
+    options |= {"num_classes": num_classes or len(names), "few_tokens": "softmax", **parts}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            wanted = f"say load(path, {name}=...)"
+            raise BadInput(f"{path}: its {name} is {value['class']}, none of ours; {wanted}")
+    model = build(about["system"], **options)
     model = model if size == model.size else resized(model, size)
     if len(names) != options["num_classes"]:
         own = model.state_dict()
@@ -84,7 +78,7 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit what it says it is of: {said:.300}") from error
-    model.classes, model.system = tuple(names), about["system"]
+    model.classes = tuple(names)
     return model.eval()
 
 
@@ -95,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         raise CheckpointError(f"unreadable weights {path}: {error}") from error
     about = about or {}
-    if about.get("format") != FORMAT or about.get("host") not in HOSTS:
+    if about.get("format") != FORMAT or about.get("system") not in SYSTEMS:
         raise CheckpointError(f"unreadable weights {path}: not written by vixlib.save")
     if about.pop("sha256", "") != _digest(state, about):
         raise CheckpointError(f"damaged weights {path}: their checksum is another")
@@ -110,32 +104,22 @@ def _digest(state: dict[str, Tensor], about: dict[str, str]) -> str:
     return found.hexdigest()
 
 
-def _defaults(host: type[Host]) -> dict:
-    known = inspect.signature(host.__init__).parameters.values()
-    return {option.name: option.default for option in known if option.name != "self"}
+def _told(part: object) -> dict:
+    """What JSON cannot hold: a class or function by its name, with the options of a partial."""
+    kind, options = getattr(part, "func", part), getattr(part, "keywords", {})
+    if not hasattr(kind, "__qualname__") or getattr(part, "args", ()):
+        raise TypeError(f"{type(part).__name__} is neither JSON nor a class")
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "options": options}
 
 
-def _told(value: object) -> object:
-    """An option as JSON: a module by its name, with options of its own."""
-    if not callable(value):
-        return value
-    kind = getattr(value, "func", value)
-    name = getattr(kind, "__qualname__", type(kind).__name__)
-    ours = issubclass(PARTS[name], kind) if name in PARTS and isinstance(kind, type) else False
-    return {"part": name if ours else f"{kind.__module__}.{name}"} | getattr(value, "keywords", {})
-
-
-def _made(name: str, told: object, path: str | Path) -> object:
-    if isinstance(told, list):
-        return tuple(told)
-    if not isinstance(told, dict):
-        return told
-    options = {key: value for key, value in told.items() if key != "part"}
-    if told["part"] not in PARTS:
-        keyword = {"mechanism": "attention"}.get(name, name)
-        wanted = f"say load(path, {keyword}=...)"
-        raise BadInput(f"{path}: its {keyword} is {told['part']}, none of ours; {wanted}")
-    return partial(PARTS[told["part"]], **options) if options else PARTS[told["part"]]
+def _made(told: dict) -> object:
+    """Options with tuples for JSON's lists; a class of ours or torch's, or a partial of it."""
+    module, _, name = str(told.get("class")).partition(":")
+    known = sys.modules.get(module) if module.startswith(("vixlib.", "torch.nn.")) else None
+    kind = getattr(known, name, None)
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        return partial(kind, **told["options"]) if told["options"] else kind
+    return {key: tuple(it) if isinstance(it, list) else it for key, it in told.items()}
 
 
 @checked
@@ -195,7 +179,6 @@ def export(model: Host, path: str | Path) -> None:
         )
     finally:
         model.train(was_training)
-    about = {"classes": "\n".join(getattr(model, "classes", ()))}
-    about["normalisation"] = json.dumps(NORMALISATION)
-    made.model.metadata_props.update(about)
+    names = "\n".join(getattr(model, "classes", ()))
+    made.model.metadata_props.update(classes=names, normalisation=NORMALISATION)
     atomic_write(Path(path), made.save)

@@ -88,7 +88,7 @@ class Host(nn.Module):
         size = (image_size,) * 2 if isinstance(image_size, int) else image_size
         if len(size) != 2:
             raise BadInput(f"image_size: expected an int or (height, width), got {image_size}")
-        self.size = self.built = tuple(whole("image_size", side) for side in size)
+        self.size = tuple(whole("image_size", side) for side in size)
         self.grid = Grid(0, 0)  # of a host without tokens
 
     def patches(self, patch_size: int) -> Grid:
