@@ -116,7 +116,7 @@ def test_names_of_locals_change_no_hash(package, module, function, old, new):
         ("train", "    optimizer.zero_grad()\n", ""),
         ("train", "fused=True)", "fused=False)"),
         ("train", "@torch.no_grad()\n", ""),
-        ("train", "logits.detach().argmax(1) == labels", "logits.detach().argmax(1) != labels"),
+        ("train", "logits.detach().argmax(1) == truth", "logits.detach().argmax(1) != truth"),
         ("train", "% LOOK == 0", "% LOOK == 1"),
         ("train", "model.train(was_training)", "model.train()"),
         ("train", "def learn(\n    model", "def learn(\n    net"),  # a parameter is no local
