@@ -58,8 +58,8 @@ def edited(package, module, old, new):
         ("train", 'class TimeUp(Exception):\n    """The', 'class TimeUp(Exception):\n    """A'),
         (
             "train",
-            "F.cross_entropy(logits.to(wide), labels, **options)",
-            "F.cross_entropy(\n(logits.to(wide)), labels, **options,)",
+            "loss_of(logits.to(wide), labels)",
+            "loss_of(\n(logits.to(wide)), labels,)",
         ),
         ("train", 'one_of("precision", precision', "one_of('precision', precision"),
         ("train", "-> torch.autocast:", "-> object:"),
