@@ -40,7 +40,13 @@ class Grid(NamedTuple):
         return self.rows * self.columns + self.prefix_tokens
 
 
-Grid.__new__ = renamed(Grid.__new__, extra="prefix_tokens")
+def _grid(cls: type, rows: int, columns: int, prefix_tokens: int = 0) -> Grid:
+    """A named tuple has no checks of its own."""
+    numbers = {"rows": rows, "columns": columns, "prefix_tokens": prefix_tokens}
+    return cls._make(whole(name, value, least=0) for name, value in numbers.items())
+
+
+Grid.__new__ = renamed(_grid, extra="prefix_tokens")
 Bias = Callable[..., Tensor]
 
 

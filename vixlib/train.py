@@ -58,20 +58,22 @@ def fit(
 
     `data` are a Dataset or what `data.dataset` makes one of. The rate rises over the share
     `warm_up` of all steps, is `lr`, and with `cosine` falls to 0.
+
     `mix`: "mixup" (Zhang et al. 2018) or "cutmix" (Yun et al. 2019) of the images of a batch.
     `label_smoothing`: the share of a label that all classes get alike (Szegedy et al. 2016).
     `class_weights`: of each class in the loss; "balanced" for n / (classes x its images).
     `best`: the model ends with the weights of the first epoch of the highest top-1.
     `patience`: training ends after so many epochs without a higher top-1.
     Parameters that require no gradient stay as they are, free of weight decay, too.
+
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
     that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
     is saved if there is one, None returned; so, too, where checkpoint.stopping is set, and after so
-    many `steps` of the whole training. OSError, before the first step, where the checkpoint has no
-    room; OutOfMemory says what to lower. Diverged
-    names the first step whose loss, weights or evaluation are not finite; the checkpoint then stays
-    the last good one. A list `losses` gets the loss of each of the FIRST steps, on the device.
+    many `steps` of the whole training. A list `losses` gets the loss of each of the FIRST steps, on
+    the device. OSError, before the first step, where the checkpoint has no room; OutOfMemory says
+    what to lower; Diverged names the first step whose loss, weights or evaluation are not finite:
+    the checkpoint then stays the last good one.
     """
     device = next(model.parameters()).device
     data = dataset(data, size=getattr(model, "size", None), device=device)

@@ -126,7 +126,7 @@ def scope(row: Mapping) -> str:
     systems = [*dict.fromkeys(run.system for run in wanted)]
     few = ", ".join(systems) if len(systems) < 3 else f"{len(systems)} systems"
     epochs = "/".join(map(str, sorted({run.settings["epochs"] for run in wanted})))
-    tokens = max(run.tokens for run in wanted)
+    tokens = wanted[-1].tokens  # as many for all; a ResNet, which has none, is named first
     return f"{few}, {tokens:,} tokens, {epochs} epochs, {row['seeds']} seeds"
 
 
