@@ -3,7 +3,9 @@
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -165,20 +167,13 @@ def export(model: Host, path: str | Path) -> None:
     """Write a model as ONNX: `images` (any batch, 3 H W), normalised, to `logits`."""
     with extra("export"):
         import onnxscript  # noqa: F401  what torch's exporter needs
-    was_training, images = model.training, torch.zeros(2, 3, *model.size)
-    try:
-        program = torch.export.export(
-            model.cpu().eval(), (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
-        )
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            dynamic_shapes={"images": {0: "batch"}},
-            output_names=["logits"],
-            verbose=False,
-        )
-    finally:
-        model.train(was_training)
+    batch, copy = {"images": {0: torch.export.Dim("batch")}}, deepcopy(model).cpu().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter about torch
+        images = torch.zeros(2, 3, *model.size)
+        program = torch.export.export(copy, (images,), dynamic_shapes=batch)
+        how = {"dynamo": True, "output_names": ["logits"], "verbose": False}
+        made = torch.onnx.export(program, dynamic_shapes={"images": {0: "batch"}}, **how)
     names = "\n".join(getattr(model, "classes", ()))
     made.model.metadata_props.update(classes=names, normalisation=NORMALISATION)
     atomic_write(Path(path), made.save)
