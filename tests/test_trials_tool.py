@@ -116,10 +116,8 @@ def test_a_mistake_is_noticed_by_the_test_that_fails(ask, old, new, seen):
 
 
 def test_a_test_that_never_ends_has_noticed(ask):
-    assert ask("i += 1", "pass", limit=5) == {
-        "seen": "timeout: test_toy.py::test_counted",
-        "ran": 1,
-    }
+    found = ask("i += 1", "pass", limit=5)["seen"]
+    assert found == "timeout: test_toy.py::test_counted"
 
 
 def test_a_file_is_never_written(ask, tmp_path_factory):

@@ -43,11 +43,15 @@ MATHS += " measures twins"
 HOSTS = "layers wiring released maps models resolution bad_input measures attention twins"
 JUDGES = {  # the tests that are meant to see a module, the quickest first
     "vixlib/contract.py": "contract attention",
-    "vixlib/train.py": "loop bad_input training",
+    "vixlib/train.py": "loop fit_options bad_input training",
+    "vixlib/images.py": "images own_data bad_input",
+    "vixlib/weights.py": "weights own",
+    "vixlib/checkpoint.py": "lost training",
+    "vixlib/download.py": "data lost",
     "vixlib/measure.py": "measures claims bad_input",
     "vixlib/paper/statistics.py": "statistics claims",
-    "vixlib/paper/records.py": "statistics bad_input training",
-    "vixlib/data.py": "data bad_input",
+    "vixlib/paper/records.py": "statistics bad_input training lost",
+    "vixlib/data.py": "data own_data bad_input",
     "vixlib/maps.py": "maps models bad_input",
     "vixlib/attention.py": MATHS + " bad_input",
     "vixlib/fused.py": MATHS,
