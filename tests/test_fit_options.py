@@ -1,13 +1,14 @@
 """What fit offers beyond the recipes, beside a loop of plain torch; stopped and gone on with."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small import images, small
 from torch import nn
 
-from vixlib import data, resized
+from vixlib import data, resized, train
 from vixlib.data import Dataset
 from vixlib.errors import BadInput
 from vixlib.train import Checkpoint, evaluate, fit
@@ -226,3 +227,22 @@ def test_classes_of_model_and_data_differ():
     three = data.dataset((torch.zeros(9, 3, SIZE, SIZE, dtype=torch.uint8), torch.arange(9) % 3))
     with pytest.raises(BadInput, match=r"expected logits \(7, 3\), got \(7, 4\)"):
         fit(Plain(), three, epochs=1)
+
+
+def test_balanced_weights_are_right_for_a_class_of_one_image():
+    labels = torch.tensor([0, 1, 0, 2, 0, 2])
+    few = SimpleNamespace(classes="abc", train_labels=labels)
+    seen = train.cross_entropy(few, "balanced", 0.0).weight
+    torch.testing.assert_close(seen, torch.tensor([6 / 9, 6 / 3, 6 / 6]))
+
+
+def test_a_bar_names_its_epoch(monkeypatch):
+    names = []
+
+    def bar(steps, name, **_):
+        names.append(name)
+        return steps
+
+    monkeypatch.setattr(train, "tqdm", bar)
+    fit(Plain(), noise(), epochs=2, batch=10)
+    assert names == ["epoch 1/2", "epoch 2/2"]
