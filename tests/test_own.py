@@ -130,6 +130,8 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     more += ["--best", "--mix", "cutmix", "--label-smoothing", "0.1", "--class-weights", "balanced"]
     assert main([*more, "--start", str(start), "--patience", "3", "--batch", "9"]) == 0
     assert vixlib.load(capsys.readouterr().out.split("weights in ")[1].strip()).size == (24, 24)
+    assert main(["train", "ViP", "--data", str(photos), *QUICK, "--start", str(start)]) == 2
+    assert "--start: expected weights of ViP, got those of ViN" in capsys.readouterr().err
     assert main(["train", "FNet", "--data", str(photos), *QUICK, "--set", "lr=1e9"]) == 1
     assert "diverged in epoch" in capsys.readouterr().out
 

@@ -46,6 +46,8 @@ def train(system: str, options: argparse.Namespace, deadline: float) -> int:
     count = len(images.classes)
     if options.start:
         model = weights.load(weights_file(options.start, options), num_classes=count)
+        if model.system != system:
+            raise BadInput(f"--start: expected weights of {system}, got those of {model.system}")
         model = resized(model, size)
     else:
         model = run.build(num_classes=count)
