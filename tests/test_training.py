@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -598,3 +599,20 @@ def test_with_few_tokens_all_attentions_are_one_function():
             other = Run(name, "laptop", overrides=(("patch_size", 8),)).build()
         assert torch.equal(vit(images), other(images))
         assert list(vit.state_dict()) == list(other.state_dict())
+
+
+def test_two_ways_to_say_a_run_are_one():
+    said = ("lr", 0.01), ("mechanism.landmarks", 3), ("dim", 16), ("epochs", 2)
+    run = Run("ViN", "quick", overrides=said)
+    assert run == Run("ViN", "quick", overrides=said[::-1])
+    assert run.name == "ViN.digits.fair.seed0.dim=16.epochs=2.lr=0.01.mechanism.landmarks=3"
+    usual = ("dim", 32), ("lr", 1e-3), ("mechanism.iterations", 6), ("epochs", 50)
+    usual += ("batch", 128), ("mix", None), ("mechanism.kernel", 33)
+    assert Run("ViN", "quick", overrides=usual) == Run("ViN", "quick")
+    assert Run("ViL", "quick", overrides=(("mechanism.shared", True),)) == Run("ViL", "quick")
+    other = Run("ViL", "quick", overrides=(("mechanism.shared", False),))
+    assert other.overrides == (("mechanism.shared", False),)
+    assert Run("LeViN", "quick", overrides=(("widths", [32, 48, 64]),)) == Run("LeViN", "quick")
+    released = Run("ViT", "paper", "as-released")
+    again = replace(released, overrides=(("batch", released.settings["batch"]),))
+    assert again == released

@@ -17,6 +17,7 @@ from vixlib.errors import RecordError, checked, held, number, one_of
 from vixlib.paper.provenance import code
 from vixlib.paper.runs import PROFILES, Run
 
+UNKEPT = "quick", "own"  # profiles whose records are not for keeping
 USUAL = "read", "trained", "missing", "stale"
 STATUS = *USUAL, "unverified", "diverged"  # of a record
 KNOWN = "read", "trained", "unverified"  # of those whose numbers count
@@ -50,9 +51,9 @@ def files(run: Run) -> Files:
 
 
 def records_folder(profile: str) -> Path:
-    """Where records of a profile lie: those of quick are not for keeping."""
+    """Where records of a profile lie."""
     one_of("profile", profile, PROFILES)
-    kept = "build/quick/records" if profile == "quick" else f"figures/records/{profile}"
+    kept = f"build/{profile}/records" if profile in UNKEPT else f"figures/records/{profile}"
     return paths.root() / kept
 
 
