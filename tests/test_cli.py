@@ -58,7 +58,7 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
     assert json.loads(record.read_text())["status"] == "diverged"
     before = record.stat().st_mtime_ns
     assert main(wild) == 1
-    assert told(capsys)[0] == f"{first}; --again trains it anew"
+    assert told(capsys)[0] == f"run 1 of 2, {first}; --again trains it anew; 1 left"
     assert record.stat().st_mtime_ns == before
     assert main([*wild, "--again"]) == 1
     assert told(capsys) == lines

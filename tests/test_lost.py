@@ -103,7 +103,9 @@ def test_a_signal_stops_in_the_middle_of_an_epoch(root, whole, monkeypatch, caps
 def test_a_second_signal_ends_at_once(root, monkeypatch):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.wait(5)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
         pytest.fail("it went on")
 
     at_step(monkeypatch, twice)

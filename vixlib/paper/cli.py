@@ -121,8 +121,8 @@ def _train(options: argparse.Namespace) -> int:
         wanted = [Run(name, options.profile, **asked) for name in options.systems]
         wanted += queue(options.queue) if options.queue else []
     for i, run in enumerate(wanted):
-        overrides = tuple((dict(run.overrides) | changes).items())
-        wanted[i] = replace(run, overrides=overrides, **asked)
+        kept = (pair for pair in run.overrides if pair[0] not in changes)
+        wanted[i] = replace(run, overrides=(*kept, *options.changes), **asked)
     how |= _how(options, wanted := [*dict.fromkeys(wanted)])
     failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
     if left:

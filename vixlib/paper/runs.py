@@ -152,6 +152,7 @@ class Run:
     def settings(self) -> dict:
         """Every field of profile, sizes and recipe, the overrides applied."""
         settings = self.usual | dict(self.overrides)
+        settings["batch"] = settings["batch"] or released_batch(self.system)
         if settings["batch"] is None:
             batch = "no released batch size is known; use the recipe fair"
             raise BadInput(f"{self.system}: {batch}")
