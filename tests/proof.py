@@ -79,6 +79,10 @@ def trials() -> dict[str, Trial]:
     for name, (run, holds, arguments) in trials_lost.trials().items():
         run = partial(run, *arguments)
         found[name] = Trial(run, holds, ("vixlib", "tests/trials_lost.py"))
+    for path in sorted(HERE.glob("test_*.py")):
+        if "pytest.mark.proof" in path.read_text():
+            run, files = partial(sweep_trial, path.stem), ("vixlib", f"tests/{path.name}")
+            found[f"sweep/{path.stem}"] = Trial(run, sweep_holds, files)
     if importlib.util.find_spec("trials_export"):
         import trials_export as e
 
@@ -98,6 +102,18 @@ def trials() -> dict[str, Trial]:
             run = partial(t.tool_trial, module, mutant.mark)
             found[mutant.name] = Trial(run, t.holds, files, again=False, needs=whole)
     return found
+
+
+def sweep_trial(stem: str) -> dict:
+    """The tests of a file that `make test` leaves out."""
+    command = [sys.executable, "-m", "pytest", "-m", "proof", f"tests/{stem}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    seen = {"code": done.returncode, "tests": done.stdout.count(".")}
+    return seen | ({"end": done.stdout[-200:]} if done.returncode else {})
+
+
+def sweep_holds(seen: dict) -> bool:
+    return seen["code"] == 0
 
 
 def source(trial: Trial) -> str:
@@ -186,6 +202,7 @@ KINDS = {
     "shared": "Two processes on one queue, with one worker or two each: each run is trained once",
     "signal": "A queue that gets SIGKILL, SIGTERM or SIGINT at random moments, with one worker or "
     "two: it ends within 5 s, goes on, and its records are equal to those of one left alone",
+    "sweep": "Sweeps of a file of tests that `make test` leaves out",
     "inductor": "A system compiled by inductor without a graph break, scores and a training step, "
     "beside eager",
     "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
