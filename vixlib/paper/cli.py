@@ -17,12 +17,12 @@ from vixlib import __version__, list_systems, paths
 from vixlib.attention import Mechanism
 from vixlib.errors import BadInput, RecordError, one_of, whole
 from vixlib.fused import Softmax
-from vixlib.models.host import FEWEST_TOKENS
 from vixlib.paper import own, training
 from vixlib.paper.records import DIFFERENT, records_folder, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run, counted, queue, setting
 from vixlib.paper.verify import rebuilt, verify
 from vixlib.systems import system
+from vixlib.train import tokens_of
 
 TYPES = {"int": int, "float": float, "path": Path}  # of options
 
@@ -95,12 +95,11 @@ def _list(options: argparse.Namespace) -> None:
         with torch.device("meta"):
             model = run.build()
         cost = counted(run.build)
-        size = f"{cost['parameters']:>12,}{run.tokens:>8,}{cost['flops'] / 1e6:>10,.1f}"
-        made = [each for each in model.modules() if isinstance(each, Mechanism)]
-        few = sum(each.queries.tokens < FEWEST_TOKENS > each.keys.tokens for each in made)
-        swapped = system(name).mechanism not in (None, Softmax)
-        note = f"  softmax in {few} of {len(made)} layers: few tokens" if few and swapped else ""
-        print(f"{name:18}{size}{note}")
+        print(f"{name:18}{cost['parameters']:>12,}{tokens_of(model):>8,}", end="")
+        print(f"{cost['flops'] / 1e6:>10,.1f}", end="")
+        made = [type(each) for each in model.modules() if isinstance(each, Mechanism)]
+        few = made.count(Softmax) if system(name).mechanism is not Softmax else 0
+        print(f"  softmax in {few} of {len(made)} layers: few tokens" if few else "")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -136,13 +135,13 @@ def _verify(options: argparse.Namespace) -> bool:
     if bool(options.records) == bool(options.queue):
         raise BadInput("name records, or a profile with --queue")
     folder = records_folder(options.queue or options.profile)
-    named = [f"{name.removesuffix('.json')}.json" for name in options.records]
-    found = [Path(name) if Path(name).exists() else folder / name for name in named]
+    named = [Path(f"{name.removesuffix('.json')}.json") for name in options.records]
+    found = [path if path.exists() else folder / path for path in named]
+    for path in found:  # what was named is refused before any is trained
+        rebuilt(path)
     found = found or sorted(folder.glob("*.json"))
     if not found:
         raise BadInput(f"no records in {folder}")
-    for path in found if options.records else ():  # what was named is refused before any is trained
-        rebuilt(path)
     torch.set_num_threads(1)
     failed = False
     for path in found:
