@@ -20,6 +20,8 @@ from vixlib.errors import BadInput, DataError
 from vixlib.images import read_image
 from vixlib.train import evaluate, fit, judged
 
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
@@ -27,7 +29,7 @@ def photos(tmp_path_factory):
 
 
 def same(one, other):
-    return all(getattr(one, part).equal(getattr(other, part)) for part in data.PARTS)
+    return all(getattr(one, part).equal(getattr(other, part)) for part in PARTS)
 
 
 def by_hand(root, size=(16, 16)):
