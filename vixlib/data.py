@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from vixlib import paths
 from vixlib.download import Source, find, verify
-from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, number, one_of, whole
+from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, one_of, refused, whole
 from vixlib.images import MOST_PIXELS, Size, read_image
 
 TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
@@ -143,11 +143,9 @@ def load(
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """A device that can hold numbers, by default the GPU where there is one; else BadInput."""
-    try:
+    with refused(BadInput, f"device {str(device)!r}", RuntimeError, AssertionError):
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=found).item()
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
     return found
 
 
@@ -157,15 +155,11 @@ def _load(name: str, root: Path, size: int | None, download: bool, device: str) 
     if source.read is None:
         parts = _of_torchvision(source, root, download)
         return replace(dataset(parts, size=size, device=device), name=name)
-    try:
+    with refused(DataError, f"cannot read or unpack {name} in {root}", OSError):
         *tensors, classes = source.read(source, root, download)
-    except OSError as error:
-        raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
-    try:
+    with refused(BadInput, f"size: {size} does not fit in memory", RuntimeError):
         tensors[::2] = [_upsample(images, size) for images in tensors[::2]]
         return Dataset(*(tensor.to(device) for tensor in tensors), classes, name)
-    except RuntimeError as error:
-        raise BadInput(f"size: {size} does not fit in memory") from error
 
 
 def _upsample(images: Tensor, size: int | None) -> Tensor:
@@ -192,17 +186,16 @@ def _cifar(source: Source, root: Path, download: bool) -> tuple:
     from torchvision import datasets  # here: its import takes seconds
 
     kind, found = getattr(datasets, source.kind), root
-    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-    if not any((root / file).is_file() for file, _ in files):
+    files = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    if not any((root / file).is_file() for file in files):
         found = find(source, shutil.unpack_archive, root, download)
-    for file, md5 in files:
+    for file, md5 in files.items():
         verify(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
-    opened = (pickle.loads((found / file).read_bytes(), encoding="latin1") for file, _ in files)
-    *raw, meta = opened  # the test batch is the last of raw
+    *raw, meta = (pickle.loads((found / file).read_bytes(), encoding="latin1") for file in files)
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
     known = [batch.get("labels") or batch["fine_labels"] for batch in raw]
-    labels, test = torch.cat([*map(torch.tensor, known)]), len(known[-1])
+    labels, test = torch.cat([*map(torch.tensor, known)]), len(known[-1])  # the last batch
     classes = tuple(meta[kind.meta["key"]])
     return images[:-test], labels[:-test], images[-test:], labels[-test:], classes
 
@@ -234,10 +227,7 @@ def _tiny(source: Source, root: Path, download: bool) -> tuple:
     tensors = []
     for files in (train, test):
         pairs = [(str(found / name), labels[wnid]) for name, wnid in files.items()]
-        images, truth, failed = _read(Part(pairs))
-        if failed:
-            raise DataError(f"{found}: {_listed(failed)}")
-        tensors += [images, truth]
+        tensors += _read(Part(pairs), None, math.inf, None, bad=0)[:2]
     return *tensors, tuple(words[wnid].split(",")[0] for wnid in labels)
 
 
@@ -251,10 +241,8 @@ def _of_torchvision(source: Source, root: Path, download: bool) -> tuple[Pairs, 
     known = inspect.signature(kind).parameters
     part, values = ("train", (True, False)) if "train" in known else ("split", ("train", "test"))
     more = {"download": download} if "download" in known else {}
-    try:
+    with refused(DataError, f"no {source.title} in {root}", Exception):
         return tuple(kind(root, **{part: value}, **more) for value in values)
-    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
-        raise DataError(f"no {source.title} in {root}: {error}") from error
 
 
 READERS = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "tiny-imagenet": _tiny}
@@ -300,7 +288,7 @@ def dataset(
     parts = folder_parts(Path(source).expanduser()) if folder else _parts(source)
     room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
     for part in parts:
-        images, labels, failed = _read(part, room, workers, size, most_pixels=most_pixels)
+        images, labels, failed = _read(part, size, room, workers, most_pixels=most_pixels)
         size, skipped = images.shape[2:], [*skipped, *failed]
         read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
     if skipped:
@@ -311,10 +299,8 @@ def dataset(
     if missing := [name for number, name in enumerate(classes) if number not in seen]:
         raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
     found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
-    if len(read) == 4:
-        return found
-    share = round(number("test_share", test_share, below=1) * len(read[1]))
-    return held_out(found, max(1, share), seed=seed)
+    share = max(1, round(test_share * len(read[1])))
+    return held_out(found, share, seed=seed) if len(parts) == 1 else found
 
 
 class Part(NamedTuple):
@@ -350,19 +336,16 @@ def folder_parts(root: Path) -> list[Part]:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    try:
-        return {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
-    except OSError as error:
-        raise DataError(f"no folder of images in {root}: {error.strerror}") from error
+    with refused(DataError, f"no folder of images in {root}", OSError):
+        return {p.name: p for p in root.iterdir() if p.is_dir() and p.name[0] != "."}
 
 
 def _parts(source: Pairs | tuple) -> list[Part]:
     """One or two torch Datasets; an ImageFolder as its files, which its loader would not turn."""
-    from torchvision.datasets import DatasetFolder
-    from torchvision.datasets.folder import default_loader
+    from torchvision.datasets import DatasetFolder, folder
 
     given = source if isinstance(source, tuple) else (source,)
-    if given and all(isinstance(each, Tensor) for each in given):
+    if all(isinstance(each, Tensor) for each in given):
         lengths = [len(each) for each in given]
         if lengths[::2] != lengths[1::2]:
             raise BadInput(f"data: expected labels for each tensor of images, got {lengths}")
@@ -373,16 +356,16 @@ def _parts(source: Pairs | tuple) -> list[Part]:
         raise BadType(f"data: expected {wanted}, got {got or 'nothing'}")
     found = []
     for each in given:
-        plain = isinstance(each, DatasetFolder) and each.loader is default_loader
+        plain = isinstance(each, DatasetFolder) and each.loader is folder.default_loader
         pairs = each.samples if plain and each.transforms is None else each
         found.append(Part(pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
     return found
 
 
 def _read(
-    part: Part, room: float = math.inf, workers: int | None = None, size: Size | None = None, **more
+    part: Part, size: Size | None, room: float, workers: int | None, bad: float = 0.01, **options
 ) -> tuple[Tensor | Pictures, Tensor, list[str]]:
-    """Images and labels of one part, all tried once, and what was wrong with those left out."""
+    """Images and labels of one part, all tried once, and what was wrong with the few left out."""
     pairs = part.pairs
     if not hasattr(pairs, "__len__"):
         raise BadType(f"data: expected Datasets of a known length, got {type(pairs).__name__}")
@@ -394,7 +377,7 @@ def _read(
             return images, labels, []
     if isinstance(pairs, list):
         pairs = np.rec.fromrecords(pairs)  # of Python's own objects each worker would make copies
-    options = {"size": size, "within": part.root, **more}
+    options |= {"size": size, "within": part.root}
     workers = workers or (os.cpu_count() if count >= 1000 else 1)
     fixed = size or tuple(read_image(pairs[0][0], **options).shape[1:])
     images = Pictures(pairs, torch.arange(count), fixed, workers, options)
@@ -408,7 +391,7 @@ def _read(
         labels.append(truth)
         said += wrong
     failed = [text for text in said if text]
-    if len(failed) > count / 100:
+    if len(failed) > bad * count:
         raise DataError(f"of {count} images {_listed(failed)}")
     labels, good = torch.cat(labels), [i for i, text in enumerate(said) if not text]
     return (images[good], labels[good], failed) if failed else (images, labels, [])

@@ -111,8 +111,7 @@ def _download(source: Source, archive: Path) -> Path:
 def _receive(url: str, file: Path, size: int, end: float) -> None:
     """What is missing of a file, until `end`. OSError: truncated, silent; ValueError: another."""
     have = file.stat().st_size if file.exists() else 0
-    headers = {"User-Agent": "vixlib"} | ({"Range": f"bytes={have}-"} if have else {})
-    request = Request(url, headers=headers)
+    request = Request(url, headers={"User-Agent": "vixlib", "Range": f"bytes={have}-"})
     with urlopen(request, timeout=TIMEOUT) as reply:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vixlib.errors import BadInput, DataError, held
+from vixlib.errors import BadInput, DataError, held, refused
 
 MOST_PIXELS = 64_000_000  # of one image: more is a mistake or an attack
 FORMATS = "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"  # no decoder but these is run
@@ -38,20 +38,18 @@ def read_image(
     name = source if file else f"of type {type(source).__name__}"
     kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours holds, before any decoding
     try:
-        if isinstance(source, Tensor):
-            return _window(_bytes(source), size)
-        if not file:
-            return _window(_colours(source, most_pixels), size)
-        target = Path(source).resolve()
-        if target.exists() and not target.is_file():  # opening a pipe would wait for ever
-            raise BadInput("expected a plain file")
-        if within is not None and not target.is_relative_to(Path(within).resolve()):
-            raise BadInput(f"expected a file in {within}, got a link to {target}")
-        with Image.open(target, formats=FORMATS) as image:
-            return _window(_colours(image, most_pixels), size)
-    except Exception as error:  # a broken PNG is a SyntaxError
-        said = f"{' '.join(str(error).split()) or type(error).__name__:.200}"
-        raise BadImage(f"cannot read the image {name}: {said}") from error
+        with refused(BadImage, f"cannot read the image {name}", Exception):
+            if isinstance(source, Tensor):
+                return _window(_bytes(source), size)
+            if not file:
+                return _window(_colours(source, most_pixels), size)
+            target = Path(source).resolve()
+            if target.exists() and not target.is_file():  # opening a pipe would wait for ever
+                raise BadInput("expected a plain file")
+            if within is not None and not target.is_relative_to(Path(within).resolve()):
+                raise BadInput(f"expected a file in {within}, got a link to {target}")
+            with Image.open(target, formats=FORMATS) as image:
+                return _window(_colours(image, most_pixels), size)
     finally:
         Image.MAX_IMAGE_PIXELS = kept
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vixlib.data import normalise
-from vixlib.errors import BadInput, CheckpointError, checked, extra
+from vixlib.errors import BadInput, CheckpointError, checked, extra, refused
 from vixlib.images import MOST_PIXELS, read_image
 from vixlib.models.host import Host, resized
 from vixlib.paths import atomic_write
@@ -72,22 +72,17 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
         fresh = {name for name in own.keys() & state if own[name].shape != state[name].shape}
         state |= {name: own[name] for name in fresh}
         names = map(str, range(options["num_classes"]))
-    try:
+    with refused(CheckpointError, f"{path} does not fit what it says it is of", RuntimeError):
         model.load_state_dict(state)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not fit what it says it is of: {said:.300}") from error
     model.classes = tuple(names)
     return model.eval()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
+    with refused(CheckpointError, f"unreadable weights {path}", Exception):
+        state = load_file(path)
         with safe_open(path, "pt") as file:
-            state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except Exception as error:
-        raise CheckpointError(f"unreadable weights {path}: {error}") from error
-    about = about or {}
+            about = file.metadata() or {}
     if about.get("format") != FORMAT or about.get("system") not in SYSTEMS:
         raise CheckpointError(f"unreadable weights {path}: not written by vixlib.save")
     if about.get("normalisation", NORMALISATION) != NORMALISATION:
