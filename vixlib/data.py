@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +38,8 @@ class Pictures:
     """Images (n 3 h w) of uint8 that are read whenever they are wanted, since all would not fit.
 
     `source` holds pairs (image, label) and `index` says which of them; a part is taken as of a
-    tensor. `options` are read_image's, after which all must have the `size`; `workers` processes
-    read, one is this one.
+    tensor. `options` are read_image's, after which all must have the `size`; so many `workers`
+    read beside this process, or it does.
     """
 
     source: Sequence
@@ -78,8 +77,7 @@ class Pictures:
 
         torch's loader; it draws nothing of the global generator.
         """
-        workers = self.workers if self.workers > 1 else 0
-        options = {"num_workers": workers, "generator": torch.Generator()}
+        options = {"num_workers": self.workers, "generator": torch.Generator()}
         return DataLoader(self, batch_sampler=[some.tolist() for some in places], **options)
 
 
@@ -227,7 +225,7 @@ def _tiny(source: Source, root: Path, download: bool) -> tuple:
     tensors = []
     for files in (train, test):
         pairs = [(str(found / name), labels[wnid]) for name, wnid in files.items()]
-        tensors += _read(Part(pairs), None, math.inf, None, bad=0)[:2]
+        tensors += _read(pairs, None, math.inf, None, bad=0)[:2]
     return *tensors, tuple(words[wnid].split(",")[0] for wnid in labels)
 
 
@@ -287,14 +285,14 @@ def dataset(
     name = Path(source).resolve().name if folder else "own images"
     parts = folder_parts(Path(source).expanduser()) if folder else _parts(source)
     room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
-    for part in parts:
-        images, labels, failed = _read(part, size, room, workers, most_pixels=most_pixels)
+    for pairs, _, root in parts:
+        options = {"within": root, "most_pixels": most_pixels}
+        images, labels, failed = _read(pairs, size, room, workers, **options)
         size, skipped = images.shape[2:], [*skipped, *failed]
         read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
     if skipped:
         warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
-    numbers = range(1 + max(int(labels.max()) for labels in read[1::2]))
-    classes = tuple(map(str, parts[0].classes or numbers))
+    classes = tuple(map(str, parts[0][1] or range(1 + int(torch.cat(read[1::2]).max()))))
     seen = {*read[1].tolist()}
     if missing := [name for number, name in enumerate(classes) if number not in seen]:
         raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
@@ -303,12 +301,8 @@ def dataset(
     return held_out(found, share, seed=seed) if len(parts) == 1 else found
 
 
-class Part(NamedTuple):
-    """Pairs (image, label), for training or for testing; those of files perhaps of a folder."""
-
-    pairs: Sequence
-    classes: Sequence[str] = ()
-    root: str | Path | None = None
+# pairs (image, label), for training or for testing, their classes, and where all files must be
+Part = tuple[Sequence, Sequence[str], str | Path | None]
 
 
 def folder_parts(root: Path) -> list[Part]:
@@ -331,7 +325,7 @@ def folder_parts(root: Path) -> list[Part]:
         ]
         if not files:
             raise DataError(f"no images in {part}")
-        found.append(Part(files, classes, root))
+        found.append((files, classes, root))
     return found
 
 
@@ -358,15 +352,14 @@ def _parts(source: Pairs | tuple) -> list[Part]:
     for each in given:
         plain = isinstance(each, DatasetFolder) and each.loader is folder.default_loader
         pairs = each.samples if plain and each.transforms is None else each
-        found.append(Part(pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
+        found.append((pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
     return found
 
 
 def _read(
-    part: Part, size: Size | None, room: float, workers: int | None, bad: float = 0.01, **options
+    pairs: Sequence, size: Size | None, room: float, workers: int | None, bad=0.01, **options
 ) -> tuple[Tensor | Pictures, Tensor, list[str]]:
     """Images and labels of one part, all tried once, and what was wrong with the few left out."""
-    pairs = part.pairs
     if not hasattr(pairs, "__len__"):
         raise BadType(f"data: expected Datasets of a known length, got {type(pairs).__name__}")
     count = whole("number of images", len(pairs))
@@ -377,10 +370,10 @@ def _read(
             return images, labels, []
     if isinstance(pairs, list):
         pairs = np.rec.fromrecords(pairs)  # of Python's own objects each worker would make copies
-    options |= {"size": size, "within": part.root}
-    workers = workers or (os.cpu_count() if count >= 1000 else 1)
+    options["size"] = size
     fixed = size or tuple(read_image(pairs[0][0], **options).shape[1:])
-    images = Pictures(pairs, torch.arange(count), fixed, workers, options)
+    workers = workers or (os.cpu_count() if count >= 1000 else 1)
+    images = Pictures(pairs, torch.arange(count), fixed, workers if workers > 1 else 0, options)
     tried = images.batches(images.index.split(64))
     labels, said = [], []
     if math.prod(images.shape) <= room:

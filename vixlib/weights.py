@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -147,7 +146,7 @@ def predict(
                 raise BadInput(f"model: probabilities are not finite, in images {at} and on")
             names = [*map(str, getattr(model, "classes", range(shares.shape[1])))]
             for row in shares.tolist():
-                ranked = sorted(zip(names, row, strict=True), key=itemgetter(1), reverse=True)
+                ranked = sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])
                 found.append(ranked[:top])
     finally:
         model.train(was_training)
