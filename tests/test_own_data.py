@@ -174,6 +174,17 @@ def test_tensors():
         assert "\n" not in str(caught.value)
 
 
+def test_labels_beyond_the_classes_and_shares_beyond_all_are_refused():
+    with pytest.raises(BadInput, match="labels: expected 0 to 1, got 0 to 2"):
+        dataset(Named(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.arange(9) % 3))
+    with pytest.raises(BadInput, match="images: expected at most 7 images, got 12"):
+        dataset(Coloured(8), size=8, test_share=1.5)
+
+
+class Named(TensorDataset):
+    classes = "red", "green"
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield 0

@@ -225,7 +225,7 @@ def _tiny(source: Source, root: Path, download: bool) -> tuple:
     tensors = []
     for files in (train, test):
         pairs = [(str(found / name), labels[wnid]) for name, wnid in files.items()]
-        tensors += _read(pairs, None, math.inf, None, bad=0)[:2]
+        tensors += _read(pairs, None, math.inf, None, most=0)[:2]
     return *tensors, tuple(words[wnid].split(",")[0] for wnid in labels)
 
 
@@ -285,10 +285,9 @@ def dataset(
     name = Path(source).resolve().name if folder else "own images"
     parts = folder_parts(Path(source).expanduser()) if folder else _parts(source)
     room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
-    for pairs, _, root in parts:
-        options = {"within": root, "most_pixels": most_pixels}
-        images, labels, failed = _read(pairs, size, room, workers, **options)
-        size, skipped = images.shape[2:], [*skipped, *failed]
+    for pairs, _, top in parts:
+        images, labels, bad = _read(pairs, size, room, workers, within=top, most_pixels=most_pixels)
+        size, skipped = images.shape[2:], [*skipped, *bad]
         read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
     if skipped:
         warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
@@ -357,9 +356,12 @@ def _parts(source: Pairs | tuple) -> list[Part]:
 
 
 def _read(
-    pairs: Sequence, size: Size | None, room: float, workers: int | None, bad=0.01, **options
+    pairs: Sequence, size: Size | None, room: float, workers: int | None, most=0.01, **options
 ) -> tuple[Tensor | Pictures, Tensor, list[str]]:
-    """Images and labels of one part, all tried once, and what was wrong with the few left out."""
+    """Images and labels of one part, all tried once, and what was wrong with those left out.
+
+    DataError if they are more than the share `most`.
+    """
     if not hasattr(pairs, "__len__"):
         raise BadType(f"data: expected Datasets of a known length, got {type(pairs).__name__}")
     count = whole("number of images", len(pairs))
@@ -384,7 +386,7 @@ def _read(
         labels.append(truth)
         said += wrong
     failed = [text for text in said if text]
-    if len(failed) > bad * count:
+    if len(failed) > most * count:
         raise DataError(f"of {count} images {_listed(failed)}")
     labels, good = torch.cat(labels), [i for i, text in enumerate(said) if not text]
     return (images[good], labels[good], failed) if failed else (images, labels, [])

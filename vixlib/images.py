@@ -27,11 +27,11 @@ def read_image(
 ) -> Tensor:
     """An image as uint8 pixels (3 h w), turned as its EXIF says; BadImage if it cannot be.
 
-    Grey of 16 bits is scaled to 8, what is transparent shows white, CMYK becomes RGB, of several
-    frames the first counts. For a `size` (height, width) the largest window of that shape in the
-    middle is scaled, bilinearly and antialiased. More than `most_pixels`, what is no plain file and
-    a link out of the folder `within` are refused. A tensor is (3 h w), (1 h w) or (h w), of bytes
-    or of floats from 0 to 1.
+    Grey of 16 bits is scaled to 8, of colours the upper 8 are taken; what is transparent shows
+    white, CMYK becomes RGB, of several frames the first counts. For a `size` (height, width) the
+    largest window of that shape in the middle is scaled, bilinearly and antialiased. More than
+    `most_pixels`, what is no plain file and a link out of the folder `within` are refused. A tensor
+    is (3 h w), (1 h w) or (h w), of bytes or of floats from 0 to 1.
     """
     held("image", source, str | Path | Image.Image | Tensor)
     file = isinstance(source, str | Path)
