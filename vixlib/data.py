@@ -157,7 +157,7 @@ def _load(name: str, root: Path, size: int | None, download: bool, device: str) 
         *tensors, classes = source.read(source, root, download)
     with refused(BadInput, f"size: {size} does not fit in memory", RuntimeError):
         tensors[::2] = [_upsample(images, size) for images in tensors[::2]]
-        return Dataset(*(tensor.to(device) for tensor in tensors), classes, name)
+        return Dataset(*(tensor.to(device) for tensor in tensors), tuple(classes), name)
 
 
 def _upsample(images: Tensor, size: int | None) -> Tensor:
@@ -194,8 +194,7 @@ def _cifar(source: Source, root: Path, download: bool) -> tuple:
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
     known = [batch.get("labels") or batch["fine_labels"] for batch in raw]
     labels, test = torch.cat([*map(torch.tensor, known)]), len(known[-1])  # the last batch
-    classes = tuple(meta[kind.meta["key"]])
-    return images[:-test], labels[:-test], images[-test:], labels[-test:], classes
+    return images[:-test], labels[:-test], images[-test:], labels[-test:], meta[kind.meta["key"]]
 
 
 def _tiny(source: Source, root: Path, download: bool) -> tuple:
@@ -226,7 +225,7 @@ def _tiny(source: Source, root: Path, download: bool) -> tuple:
     for files in (train, test):
         pairs = [(str(found / name), labels[wnid]) for name, wnid in files.items()]
         tensors += _read(pairs, None, math.inf, None, most=0)[:2]
-    return *tensors, tuple(words[wnid].split(",")[0] for wnid in labels)
+    return *tensors, [words[wnid].split(",")[0] for wnid in labels]
 
 
 def _of_torchvision(source: Source, root: Path, download: bool) -> tuple[Pairs, ...]:

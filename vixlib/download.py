@@ -92,7 +92,6 @@ def _download(source: Source, archive: Path) -> Path:
     """
     failures = {}
     for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *source.mirrors)):
-        archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of the last
         end = time.monotonic() + LIMIT
         for _ in range(TRIES):
             try:
@@ -103,7 +102,7 @@ def _download(source: Source, archive: Path) -> Path:
                 failures[url] = f"{url}: {' '.join(str(error).split())}"
                 if isinstance(error, HTTPError | ValueError):  # as it will be next time
                     break
-    archive.unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of it
     wanted = f"{source.title} could not be downloaded; with a copy at hand: --data DIR"
     raise DataError(f"{wanted} ({'; '.join(failures.values())})")
 
