@@ -115,17 +115,17 @@ def _receive(url: str, file: Path, size: int, end: float) -> None:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         announced = have + int(reply.headers.get("Content-Length") or size - have)
-        if announced != size:
-            raise ValueError(f"another file: expected {size} bytes, got {announced}")
         with (
             file.open("ab" if have else "wb") as target,
             tqdm(total=size, initial=have, desc=request.host, unit="B", mininterval=2) as bar,
         ):
-            while have < size and (piece := reply.read1(2**16)):
+            while have < announced == size and (piece := reply.read1(2**16)):
                 target.write(piece[: size - have])
                 have += len(piece)
                 bar.update(len(piece))
                 if time.monotonic() > end:
                     raise OSError(f"not whole after {LIMIT} s: {have} of {size} bytes")
+    if max(have, announced) > size or announced < size:
+        raise ValueError(f"another file: expected {size} bytes, got {max(have, announced)}")
     if have < size:
         raise OSError(f"truncated: {have} of {size} bytes")
