@@ -588,6 +588,23 @@ def test_a_lock_is_one_for_all_threads(tmp_path):
         pass
 
 
+def test_a_lock_that_goes_while_one_waits_is_taken_anew(tmp_path):
+    """What lets them remove it; from filelock 3.21 on without a gap."""
+    path, seen = tmp_path / "x", []
+
+    def wait():
+        with FileLock(path):
+            seen.append(path.exists())
+
+    with FileLock(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        path.unlink()
+    thread.join()
+    assert seen == [True]
+
+
 def test_no_folder_of_a_queue_is_left_half_made(root):
     assert trials_lost.leftovers(str(root)) == []
     Path(root, "a.1.part").touch()

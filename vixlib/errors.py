@@ -75,6 +75,16 @@ def extra(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def refused(kind: type[BadInput], what: str, *errors: type[Exception]) -> Iterator[None]:
+    """What others raise, if it is one of these `errors`, as a `kind` in one line after `what`."""
+    try:
+        yield
+    except errors as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{what}: {said:.300}") from error
+
+
+@contextmanager
 def enough_memory(batch: int, tokens: int = 0) -> Iterator[None]:
     """Steps that need memory: OutOfMemory says in one line how large they were, what to lower."""
     try:
