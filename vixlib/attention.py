@@ -110,6 +110,9 @@ class Mechanism(nn.Module):
         return f"{self.queries.tokens} queries, {self.keys.tokens} keys, kept {self.kept}"
 
 
+Maker = Callable[..., Mechanism]  # of (heads, dim_head, queries, keys): a class, or its partial
+
+
 def uncast(x: Tensor) -> AbstractContextManager:
     """Autocast switched off where x is; for the meta device there is none."""
     # not torch.amp.is_autocast_available: torch up to 2.11 cannot compile it
@@ -368,7 +371,7 @@ def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 
-def construct(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
+def construct(mechanism: Maker, *arguments) -> Mechanism:
     """mechanism(*arguments); BadType where that is no mechanism."""
     held("mechanism", mechanism, Callable)
     other = isinstance(mechanism, type) and not issubclass(mechanism, Mechanism)

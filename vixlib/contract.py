@@ -1,13 +1,12 @@
 """What every mechanism must keep, ours or a student's: the tests use this very function."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vixlib.attention import Grid, Mechanism, construct
+from vixlib.attention import Grid, Maker, Mechanism, construct
 from vixlib.errors import checked
 from vixlib.maps import attention_map
 
@@ -23,7 +22,7 @@ class Property(NamedTuple):
 
 
 @checked
-def check_mechanism(mechanism: Callable[..., Mechanism]) -> list[Property]:
+def check_mechanism(mechanism: Maker) -> list[Property]:
     """Build a mechanism on 65 tokens and try it: one row a property, with what was seen.
 
     A mechanism that raises is reported as not holding, with its error.
@@ -39,7 +38,7 @@ def check_mechanism(mechanism: Callable[..., Mechanism]) -> list[Property]:
     return rows
 
 
-def _make(mechanism: Callable[..., Mechanism], queries: Grid = GRID) -> Mechanism:
+def _make(mechanism: Maker, queries: Grid = GRID) -> Mechanism:
     return construct(mechanism, HEADS, WIDTH, queries, GRID).double()
 
 
