@@ -174,8 +174,8 @@ class Linformer(Mechanism):
     def follow(self, twin: Mechanism) -> None:
         (rows, columns, _), (m, n, _) = twin.keys, self.keys
         # the same mixtures over more or fewer places: their sums stay
-        projection = resample(self.projection.detach(), rows, columns) * (m * n / (rows * columns))
-        self.projection = nn.Parameter(projection, self.projection.requires_grad)
+        projection = resample(self.projection.data, rows, columns) * (m * n / (rows * columns))
+        self.projection.data = projection
         super().follow(twin)
 
     def compress(self, x: Tensor) -> Tensor:
