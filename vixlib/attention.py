@@ -366,8 +366,7 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     """Gaussian vectors, orthogonal within each block of `columns` rows."""
-    count = math.ceil(rows / columns)
-    blocks = [nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(count)]
+    blocks = [nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(0, rows, columns)]
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 

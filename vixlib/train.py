@@ -97,9 +97,9 @@ def fit(
     state["sums"] = state["sums"].to(device)
     finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
 
-    def look(top1: float = 0.0) -> None:
+    def look(score: float = 0.0) -> None:
         sound = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
-        if finite < state["step"] or not sound or math.isnan(top1):
+        if finite < state["step"] or not sound or math.isnan(score):
             kept = checkpoint.path if checkpoint and checkpoint.path.exists() else None
             step = min(int(finite) + 1, state["step"])
             raise Diverged(state["epoch"] + 1, step, lr, kept, state["curve"])
