@@ -22,6 +22,8 @@ def mechanism_for(
 ) -> Mechanism:
     """The mechanism built for these tokens; softmax where they are fewer than 64.
 
+    `width` is that of a value, where it is not that of a key.
+
     Raises BadInput where its rank or landmarks would not be fewer than the tokens, or where it
     cannot take what the host gives: fewer queries than keys, values wider than keys.
     """
