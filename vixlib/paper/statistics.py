@@ -7,12 +7,12 @@ Differences are in the unit of what is compared, points of accuracy; intervals a
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import fdtrc, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 from scipy.stats import kendalltau
 
 from vixlib.errors import BadInput, checked, number, one_of, whole
@@ -84,57 +84,28 @@ def _effect(each: np.ndarray, half: float, freedom: int) -> Effect:
     return effect._replace(p=2 * effect.tail(abs(value)))
 
 
-class Term(NamedTuple):
-    """A main effect or an interaction: F on (freedom, residual) degrees, its p, its effects."""
-
-    f: float
-    p: float
-    freedom: int
-    residual: int
-    effects: dict[str, Effect]
-
-
 @checked
-def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) -> dict[str, Term]:
+def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) -> dict[str, dict]:
     """Every main effect and interaction of a factorial in blocks (Yates, 1937), by its factors.
 
     `factors` has the levels of each by its name, the reference first. The model is y = block + all
-    factors crossed + e, in sum-to-zero coding: with every cell seen once in every block, least
-    squares is means of means, and (blocks - 1) (cells - 1) degrees of freedom are left. "position"
-    has, for every other level, its mean minus that of the reference: "rotary"; the interaction
-    "position x mechanism" the differences of such differences: "rotary x performer". One spread
-    serves all: where cells spread unequally, or a seed shifts some cells more than others, the
-    interval of one effect is too narrow and of another too wide; `paired` has its own.
+    factors crossed + e: with every cell seen once in every block, least squares is means of means,
+    so each effect is a `contrast` of all cells. "position" has, for every other level, its mean
+    minus that of the reference: "rotary"; the interaction "position x mechanism" the differences of
+    such differences: "rotary x performer".
     """
-    for name in (response, block, *factors):
-        one_of("column", name, list(frame))
     for name, levels in factors.items():
         if len(levels) < 2 or len(set(levels)) < len(levels):
             raise BadInput(f"{name}: expected two levels or more, once each, got {levels}")
-        for level in frame[name].unique():
-            one_of(name, level, levels)
-    blocks = sorted(frame[block].unique())
-    whole(f"number of {block}", len(blocks))
-    y = _cells(frame, response, [blocks, *factors.values()], [block, *factors])
-    square, residual = _unexplained(y)
+    y = _cells(frame, response, factors, block)
     ones = {name: np.eye(len(levels)) for name, levels in factors.items()}
     sizes, terms = range(1, len(factors) + 1), {}
-    with np.errstate(divide="ignore", invalid="ignore"):  # one block, or no spread
-        for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
-            # differences from the reference, of the mean over the levels of every other factor
-            parts = (
-                one[1:] - one[0] if name in term else one.mean(0) for name, one in ones.items()
-            )
-            contrasts = functools.reduce(np.kron, parts)
-            each, gram = contrasts @ y, contrasts @ contrasts.T / len(blocks)
-            values, freedom = each.mean(1), len(each)
-            f = float(values @ np.linalg.solve(gram, values) / freedom / square)
-            halves = stdtrit(residual, 1 - LEVEL / 2) * (square * np.diag(gram)) ** 0.5
-            labels = map(" x ".join, itertools.product(*(factors[name][1:] for name in term)))
-            effects = (_effect(*numbers, residual) for numbers in zip(each, halves, strict=True))
-            effects = dict(zip(labels, effects, strict=True))
-            p = float(fdtrc(freedom, residual, f))
-            terms[" x ".join(term)] = Term(f, p, freedom, residual, effects)
+    for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
+        # differences from the reference, of the mean over the levels of every other factor
+        parts = (one[1:] - one[0] if name in term else one.mean(0) for name, one in ones.items())
+        effects = [_contrast(y, weights) for weights in functools.reduce(np.kron, parts)]
+        labels = map(" x ".join, itertools.product(*(factors[name][1:] for name in term)))
+        terms[" x ".join(term)] = dict(zip(labels, effects, strict=True))
     return terms
 
 
@@ -143,40 +114,47 @@ def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, bl
     """A weighted sum of cells' means, in blocks (Fisher, 1935): y = block + cell + e.
 
     All cells of the frame, each seen once in every block, tell how far e spreads, not those with a
-    weight alone: (blocks - 1) (cells - 1) degrees of freedom are left. As in `factorial`, one
-    spread serves all.
+    weight alone: (blocks - 1) (cells - 1) degrees of freedom are left. One spread serves all: where
+    cells spread unequally, or a seed shifts some cells more than others, the interval of one
+    contrast is too narrow and of another too wide; `paired` has its own.
     """
-    for name in (response, cell, block):
-        one_of("column", name, list(frame))
-    blocks, cells = sorted(frame[block].unique()), [*frame[cell].unique()]
+    one_of("column", cell, list(frame))
+    cells = [*frame[cell].unique()]
     for name in weights:
         one_of(cell, name, cells)
-    y = _cells(frame, response, [blocks, cells], [block, cell])
-    w = np.array([weights.get(name, 0.0) for name in cells])
-    square, freedom = _unexplained(y)
-    half = stdtrit(freedom, 1 - LEVEL / 2) * (square * (w @ w) / len(blocks)) ** 0.5
-    return _effect(w @ y, half, freedom)
+    y = _cells(frame, response, {cell: cells}, block)
+    return _contrast(y, np.array([weights.get(name, 0.0) for name in cells]))
 
 
-def _unexplained(y: np.ndarray) -> tuple[float, int]:
-    """The mean square of what cells and blocks leave of y (cells, blocks), and its freedom."""
-    freedom = (len(y) - 1) * (y.shape[1] - 1)
+def _contrast(y: np.ndarray, weights: np.ndarray) -> Effect:
+    """A weighted sum of y (cells, blocks), its spread from what cells and blocks leave of y."""
+    cells, blocks = y.shape
+    freedom = (cells - 1) * (blocks - 1)
     noise = y - y.mean(1, keepdims=True) - y.mean(0) + y.mean()
     with np.errstate(divide="ignore", invalid="ignore"):  # one block
-        return np.divide(np.sum(noise**2), freedom), freedom
+        square = np.divide(np.sum(noise**2), freedom)
+    half = stdtrit(freedom, 1 - LEVEL / 2) * (square * (weights @ weights) / blocks) ** 0.5
+    return _effect(weights @ y, half, freedom)
 
 
-def _cells(frame: pd.DataFrame, response: str, levels: Sequence, names: Sequence) -> np.ndarray:
-    """The response (cells, levels of the first name); BadInput names what misses or is doubled."""
-    given = frame.dropna(subset=[response]).set_index(names)[response]
-    wanted = pd.MultiIndex.from_product(levels)
+def _cells(frame: pd.DataFrame, response: str, factors: Mapping, block: str) -> np.ndarray:
+    """The response (cells, blocks); BadInput names cells that miss or are doubled."""
+    for name in (response, block, *factors):
+        one_of("column", name, list(frame))
+    for name, levels in factors.items():
+        for level in frame[name].unique():
+            one_of(name, level, levels)
+    blocks = sorted(frame[block].unique())
+    whole(f"number of {block}", len(blocks))
+    given = frame.dropna(subset=[response]).set_index([block, *factors])[response]
+    wanted = pd.MultiIndex.from_product([blocks, *factors.values()])
     counts = given.index.value_counts().reindex(wanted, fill_value=0)
     for what, cells in (("missing", wanted[counts == 0]), ("twice", wanted[counts > 1])):
         if len(cells):
-            said = [f"{' '.join(map(str, cell))} ({names[0]} {one})" for one, *cell in cells[:4]]
+            said = [f"{' '.join(map(str, cell))} ({block} {one})" for one, *cell in cells[:4]]
             more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
             raise BadInput(f"cells {what}: {', '.join(said)}{more}")
-    return given.reindex(wanted).to_numpy(float).reshape(len(levels[0]), -1).T
+    return given.reindex(wanted).to_numpy(float).reshape(len(blocks), -1).T
 
 
 class Equivalence(NamedTuple):

@@ -63,7 +63,7 @@ def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     factors = {name: known for name, known in there.items() if len(known) > 1}
     terms = factorial(frame, RESPONSE, factors, "seed")
     term, _, label = row["compares"].partition(": ")
-    effects = terms[one_of("term", term, terms)].effects
+    effects = terms[one_of("term", term, terms)]
     return effects[one_of("effect", label, effects)]
 
 
