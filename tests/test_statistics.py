@@ -23,7 +23,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
 from vixlib.errors import BadInput
-from vixlib.paper import claims, statistics
+from vixlib.paper import claims, notebook, statistics
 from vixlib.paper.statistics import (
     Effect,
     bootstrap,
@@ -556,7 +556,10 @@ def test_the_ledger_speaks_the_same_words():
     assert claims.VERDICTS is statistics.VERDICTS
     words = (claims.HOLDS, claims.FAILS, claims.OPEN, claims.UNTESTED)
     assert words == ("holds", "does not hold", "not resolved", "not tested yet")
-    assert (claims.ONE_SEED, claims.interval) == (3.0, interval)
+    assert claims.noise is notebook.noise
+    one, two = by_seed(60), by_seed(60, 61, 62)
+    assert claims.noise(one, two) == claims.noise(two, one) == statistics.ONE_SEED == 3.0
+    assert claims.noise(two, two) == pytest.approx(2**0.5 * interval(two))
 
 
 # ---- what is refused ----

@@ -56,6 +56,12 @@ def interval(values: Iterable[float]) -> float:
     return stdtrit(len(values) - 1, 1 - LEVEL / 2) * values.sem(skipna=False)
 
 
+def noise(a: pd.Series, b: pd.Series) -> float:
+    """Half the 95 % interval of the difference of two means; ONE_SEED where one is of one seed."""
+    half = math.hypot(interval(a), interval(b))
+    return ONE_SEED if math.isnan(half) else half
+
+
 @checked
 def paired(a: pd.Series, b: pd.Series) -> Effect:
     """The mean of a - b over the seeds that both have: values by seed, NaN for a run without one.

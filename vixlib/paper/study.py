@@ -51,35 +51,28 @@ def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
     known = records[records["status"].isin(KNOWN)].dropna(subset=[RESPONSE])
     own, signs = known.set_index("name")[RESPONSE], arms(row)
-    if any(run.name not in own for _, runs in signs for run in runs):
+    wanted = [run for _, runs in signs for run in runs]
+    if any(run.name not in own for run in wanted):
         return None
-    if row["compares"].startswith("+"):
-        return _of_arms(signs, registered()[row["part"]], row["seeds"], own)
-    ((_, runs),) = signs
     frame = pd.DataFrame(
-        {"seed": run.seed, RESPONSE: own[run.name]} | levels(run.system) for run in runs
+        {"arm": replace(run, seed=0).name, "seed": run.seed, RESPONSE: own[run.name]}
+        | levels(run.system)
+        for run in dict.fromkeys([*registered()[row["part"]], *wanted])
+        if run.name in own
     )
+    if row["compares"].startswith("+"):
+        weights = Counter()
+        for sign, runs in signs:
+            weights[replace(runs[0], seed=0).name] += sign
+        # all arms of the part that have every seed tell how far runs spread
+        whole = frame.groupby("arm")["seed"].transform("size") == row["seeds"]
+        return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
     there = {name: [x for x in known if x in set(frame[name])] for name, known in FACTORS.items()}
     factors = {name: known for name, known in there.items() if len(known) > 1}
     terms = factorial(frame, RESPONSE, factors, "seed")
     term, _, label = row["compares"].partition(": ")
     effects = terms[one_of("term", term, terms)]
     return effects[one_of("effect", label, effects)]
-
-
-def _of_arms(signs: list, part: list[Run], seeds: int, own: pd.Series) -> Effect:
-    """A sum of arms; all arms of the part that have every seed tell how far runs spread."""
-    weights = Counter()
-    for sign, runs in signs:
-        weights[replace(runs[0], seed=0).name] += sign
-    every = dict.fromkeys([*part, *(run for _, runs in signs for run in runs)])
-    frame = pd.DataFrame(
-        {"arm": replace(run, seed=0).name, "seed": run.seed, RESPONSE: own[run.name]}
-        for run in every
-        if run.name in own
-    )
-    whole = frame.groupby("arm")["seed"].transform("size") == seeds
-    return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
 
 
 def arms(row: Mapping) -> list[tuple[int, list[Run]]]:
