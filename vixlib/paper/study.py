@@ -107,9 +107,7 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     decided = zip(asked, table["seeds"], table["adjusted"], strict=True)
     table["verdict"] = [decides(*claim, *rest) for claim, *rest in decided]
     budgets = table.groupby(["compares", "test", "margin"])["verdict"]
-    table["overall"] = budgets.transform(
-        lambda words: stands(words.to_dict()) if len(words) > 1 else words.iloc[0]
-    )
+    table["overall"] = budgets.transform(lambda words: stands(words.to_dict()))
     return table
 
 
