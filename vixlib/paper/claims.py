@@ -74,9 +74,9 @@ def runs(rows: pd.DataFrame) -> list[Run]:
 
 def _runs(row: Mapping) -> list[Run]:
     _, *changes = re.split("[ ,]", row["dataset"])
-    names, seeds = dict.fromkeys(f"{row['better']} {row['worse']}".split()), range(row["seeds"])
-    texts = [":".join([name, *changes]) for name in names]
-    return [arm(text, row["profile"], "fair", seed) for text in texts for seed in seeds]
+    names = dict.fromkeys(f"{row['better']} {row['worse']}".split())
+    texts, how = [":".join([name, *changes]) for name in names], (row["profile"], "fair")
+    return [arm(text, *how, seed) for text in texts for seed in range(row["seeds"])]
 
 
 def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
@@ -90,13 +90,11 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     short = [name for name, own in values.items() if len(own) < row["seeds"]]
     if short:
         return UNTESTED, f"{row['seeds']} of each asked, too few of {', '.join(short)}"
-    judged = [_pair(row, values[one], values[other]) for one, other in pairs]
-    words = [word for word, _ in judged]
-    decisive, other = (HOLDS, FAILS) if row["test"].startswith("any ") else (FAILS, HOLDS)
-    word = next((word for word in (decisive, OPEN) if word in words), other)
     sign = "/" if "ratio" in row["test"] else "−"
-    said = [f"{a} {sign} {b}: {text}" for (a, b), (_, text) in zip(pairs, judged, strict=True)]
-    return word, "; ".join(said)
+    judged = {f"{a} {sign} {b}": _pair(row, values[a], values[b]) for a, b in pairs}
+    decisive = min if row["test"].startswith("any ") else max  # the best pair, or the worst
+    word = decisive((word for word, _ in judged.values()), key=[HOLDS, OPEN, FAILS].index)
+    return word, "; ".join(f"{pair}: {text}" for pair, (_, text) in judged.items())
 
 
 def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:

@@ -76,8 +76,7 @@ def images(
     caption: str = "",
 ) -> None:
     """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
-    pictures = _pixels(batch)
-    columns = min(len(batch), 10)
+    pictures, columns = _pixels(batch), min(len(batch), 10)
     fig, axes = _pictures(len(batch), columns, min(WIDTH / columns, 0.9) + 0.2, caption)
     for i, (ax, picture) in enumerate(zip(axes, pictures, strict=False)):
         ax.imshow(picture)

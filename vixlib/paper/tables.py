@@ -40,13 +40,11 @@ def machine(profile: str) -> pd.DataFrame:
 @checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
-    names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
-    rows = [
-        asdict(run) | run.settings | {"run": run.name, "tokens": f"{run.tokens:,}"} for run in runs
-    ]
-    table = pd.DataFrame(rows, columns=names)
-    table["dataset"] = [SOURCES[name].title for name in table["dataset"]]
-    return _indexed(table)
+    names = "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
+    runs = [*runs]
+    rows = [asdict(run) | run.settings | {"tokens": f"{run.tokens:,}"} for run in runs]
+    table = pd.DataFrame(rows, [run.name for run in runs], names).rename_axis(columns="run")
+    return table.assign(dataset=[SOURCES[name].title for name in table["dataset"]])
 
 
 @checked
@@ -59,19 +57,19 @@ def results(
     logged = pd.to_numeric(logged.set_index("system")["value"])
     # as released, the best epoch on the test set stands beside the last
     best = [quantity] if quantity in records and records[quantity].notna().any() else []
-    rows = []
+    rows = {}
     for name, own in having(records).groupby("system", sort=False):
         theirs = logged.get(name) if paper_dataset in set(own["dataset"]) else None
         costs = own["parameters"], own["flops"] / 1e6, own["peak_memory_mb"]
         stale = ["stale"] if "stale" in set(own["status"]) else []
         missing = own.loc[own["status"] == "missing", "command"]
         ours = [_spread(own, column) for column in ("top1", *best)]
-        row = [name, _number(theirs, 2), *ours, *(_number(cost.mean()) for cost in costs)]
-        rows.append([*row, "; ".join([*stale, *missing[:1]])])
+        row = [_number(theirs, 2), *ours, *(_number(cost.mean()) for cost in costs)]
+        rows[name] = [*row, "; ".join([*stale, *missing[:1]])]
     source = "published" if quantity == "top1_published" else "logged"
-    names = ["system", source, "ours", *(["ours best"] if best else [])]
-    names += ["parameters", "MFLOPs", "peak MB", "status"]
-    return _indexed(pd.DataFrame(rows, columns=names))
+    names = [source, "ours", *["ours best" for _ in best], "parameters", "MFLOPs", "peak MB"]
+    table = pd.DataFrame.from_dict(rows, "index", columns=[*names, "status"])
+    return table.rename_axis(columns="system")
 
 
 @checked
@@ -123,12 +121,6 @@ def _spread(own: pd.DataFrame, quantity: str) -> str:
 
 def _number(value: float | None, digits: int = 0) -> str:
     return "" if pd.isna(value) else f"{value:,.{digits}f}"
-
-
-def _indexed(table: pd.DataFrame) -> pd.DataFrame:
-    """The first column as row names, its title in the corner."""
-    first = table.columns[0]
-    return table.set_index(first).rename_axis(index=None, columns=first)
 
 
 def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:
