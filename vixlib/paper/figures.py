@@ -453,7 +453,7 @@ def _legends(ax: Axes, names: list[str]) -> None:
 def _label_ends(ax: Axes, lines: Sequence[Line2D]) -> None:
     """The names of lines right of the axes, each tied to the end of its own."""
     ends = np.array([line.get_xydata()[-1] for line in lines])
-    heights = (ax.transData - ax.transAxes).transform(ends)[:, 1]
+    heights = (ax.transData.transform(ends)[:, 1] - ax.bbox.y0) / ax.bbox.height
     apart = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / ax.bbox.height
     for line, end, height in zip(lines, ends, spread(heights, apart), strict=True):
         tie = {"arrowstyle": "-", "color": line.get_color(), "lw": 0.8, "shrinkA": 0}

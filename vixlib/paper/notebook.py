@@ -61,12 +61,8 @@ def guess(
     answer = html.escape(f"{value:,}" if whole else str(value))
     # a closed <details> hides its content even where a viewer strips the style
     style = ".vix-guess:is(:hover, :focus-within)::details-content{content-visibility:visible}"
-    display(
-        HTML(
-            f"<style>{style}</style><details class='vix-guess'>"
-            f"<summary>{html.escape(text)}</summary><strong>{answer}</strong></details>"
-        )
-    )
+    closed = f"<details class='vix-guess'><summary>{html.escape(text)}</summary>"
+    display(HTML(f"<style>{style}</style>{closed}<strong>{answer}</strong></details>"))
 
 
 def display(thing: object) -> None:

@@ -95,11 +95,8 @@ def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd
     table = rows.pivot_table(quantity, "tokens", "mechanism", sort=False)
     table = table.reindex(columns=[*dict.fromkeys([*table, *against])]).sort_index()
     others = [name for name in table if name not in against]
-    lines = {
-        title: [cheaper(table[name], table[one]) for name in others]
-        for one, title in against.items()
-    }
-    return pd.DataFrame(lines, others)
+    said = {to: table[others].apply(cheaper, against=table[one]) for one, to in against.items()}
+    return pd.DataFrame(said, others)
 
 
 @checked
