@@ -7,7 +7,7 @@ rate, so that a rate that is off by a few per cent is noticed and chance is not.
 import itertools
 import math
 from collections import Counter
-from functools import cache, partial
+from functools import cache, partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from vixlib.paper.statistics import (
     Effect,
     decides,
     equivalent,
-    factorial,
     holm,
     interval,
     kendall,
@@ -150,6 +149,21 @@ def table(factors: dict, blocks: int, y=0.0) -> pd.DataFrame:
 def terms(factors: dict) -> list[tuple]:
     sizes = range(1, len(factors) + 1)
     return [term for size in sizes for term in itertools.combinations(factors, size)]
+
+
+def factorial(frame: pd.DataFrame, response: str, factors: dict, block: str) -> dict[str, dict]:
+    """Every effect of a factorial as the contrast of its cells that Kronecker products give."""
+    cells = pd.MultiIndex.from_product(factors.values(), names=[*factors]).map(" ".join)
+    frame = frame.assign(cell=frame[[*factors]].agg(" ".join, axis=1))
+    order = [[*frame["cell"].unique()].index(cell) for cell in cells]
+    y = statistics._cells(frame, response, "cell", block)[order]
+    ones, effects = {name: np.eye(len(levels)) for name, levels in factors.items()}, {}
+    for term in terms(factors):
+        parts = (one[1:] - one[0] if name in term else one.mean(0) for name, one in ones.items())
+        labels = map(" x ".join, itertools.product(*(factors[name][1:] for name in term)))
+        weights = zip(labels, reduce(np.kron, parts), strict=True)
+        effects[" x ".join(term)] = {label: statistics._contrast(y, w) for label, w in weights}
+    return effects
 
 
 def trained(factors: dict, blocks: int, draw: np.random.Generator) -> pd.DataFrame:
@@ -493,7 +507,8 @@ def test_the_ledger_speaks_the_same_words():
 FRAME = table(STUDY, 2)
 A_SEED = FRAME["seed"] == 1
 LINFORMER = (FRAME["mechanism"] == "linformer") & (FRAME["position"] == "rotary")
-study = partial(factorial, response="top1", factors=STUDY, block="seed")
+CELLS = FRAME.assign(cell=FRAME[[*STUDY]].agg(" ".join, axis=1))
+study = partial(statistics.contrast, response="top1", weights={}, cell="cell", block="seed")
 BAD = [
     (lambda: paired([1, 2], [3, 4]), r"a: expected Series, got \[1, 2\]"),
     (
@@ -504,27 +519,27 @@ BAD = [
         lambda: paired(by_seed(1), pd.Series([1.0, 2.0], [3, 3])),
         r"b: expected a value each, got several of 3",
     ),
-    (lambda: study(FRAME[["seed"]]), r"unknown column 'top1'"),
-    (lambda: study(FRAME[:0]), r"number of seed: expected at least 1, got 0"),
+    (lambda: study(CELLS[["seed"]]), r"unknown column 'top1'"),
+    (lambda: study(CELLS[:0]), r"number of seed: expected at least 1, got 0"),
     (
-        lambda: study(FRAME[~(A_SEED & LINFORMER)]),
+        lambda: study(CELLS[~(A_SEED & LINFORMER)]),
         r"cells missing: rotary patch linformer \(seed 1\), rotary convolution .* \(seed 1\)$",
     ),
-    (lambda: study(FRAME.assign(top1=FRAME["top1"].mask(LINFORMER))), r"missing: .*seed 1\)$"),
+    (lambda: study(CELLS.assign(top1=CELLS["top1"].mask(LINFORMER))), r"missing: .*seed 1\)$"),
     (
-        lambda: study(FRAME.assign(top1=None)),
+        lambda: study(CELLS.assign(top1=None)),
         r"missing: learned patch softmax \(seed 0\).* 28 more",
     ),
-    (lambda: study(FRAME[~LINFORMER & ~A_SEED]), r"missing: rotary patch linformer \(seed 0\)"),
-    (lambda: study(FRAME[:4]), r"missing: .* and 8 more$"),
     (
-        lambda: study(pd.concat([FRAME, FRAME[A_SEED & LINFORMER]])),
+        lambda: study(CELLS[~LINFORMER], weights={"rotary patch linformer": 1}),
+        r"unknown cell 'rotary patch linformer'",
+    ),
+    (lambda: study(CELLS[2:]), r"missing: learned patch .* \(seed 0\), .* \(seed 0\)$"),
+    (
+        lambda: study(pd.concat([CELLS, CELLS[A_SEED & LINFORMER]])),
         r"cells twice: rotary patch linformer \(seed 1\)",
     ),
-    (lambda: study(FRAME.replace("nystrom", "fourier")), r"unknown mechanism 'fourier'"),
-    (lambda: study(FRAME, factors={"position": ["learned"]}), r"position: expected two levels"),
-    (lambda: study(FRAME, factors={"position": ["rotary"] * 2}), r"position: expected two levels"),
-    (lambda: study(FRAME, block="round"), r"unknown column 'round'"),
+    (lambda: study(CELLS, block="round"), r"unknown column 'round'"),
     (
         lambda: statistics.contrast(FRAME, "top1", {"tanh": 1}, "mechanism", "seed"),
         r"unknown mechanism 'tanh'",

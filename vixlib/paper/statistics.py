@@ -1,11 +1,9 @@
-"""What several seeds say: intervals, paired and factorial comparisons, verdicts on claims.
+"""What several seeds say: intervals, pairs and contrasts, verdicts on claims.
 
 Two runs of one seed saw the same images in the same batches, so systems are compared seed by seed.
 Differences are in the unit of what is compared, points of accuracy; intervals are of 95 %.
 """
 
-import functools
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -91,31 +89,6 @@ def _effect(each: np.ndarray, half: float, freedom: int) -> Effect:
 
 
 @checked
-def factorial(frame: pd.DataFrame, response: str, factors: Mapping, block: str) -> dict[str, dict]:
-    """Every main effect and interaction of a factorial in blocks (Yates, 1937), by its factors.
-
-    `factors` has the levels of each by its name, the reference first. The model is y = block + all
-    factors crossed + e: with every cell seen once in every block, least squares is means of means,
-    so each effect is a `contrast` of all cells. "position" has, for every other level, its mean
-    minus that of the reference: "rotary"; the interaction "position x mechanism" the differences of
-    such differences: "rotary x performer".
-    """
-    for name, levels in factors.items():
-        if len(levels) < 2 or len(set(levels)) < len(levels):
-            raise BadInput(f"{name}: expected two levels or more, once each, got {levels}")
-    y = _cells(frame, response, factors, block)
-    ones = {name: np.eye(len(levels)) for name, levels in factors.items()}
-    sizes, terms = range(1, len(factors) + 1), {}
-    for term in itertools.chain(*(itertools.combinations(factors, size) for size in sizes)):
-        # differences from the reference, of the mean over the levels of every other factor
-        parts = (one[1:] - one[0] if name in term else one.mean(0) for name, one in ones.items())
-        effects = [_contrast(y, weights) for weights in functools.reduce(np.kron, parts)]
-        labels = map(" x ".join, itertools.product(*(factors[name][1:] for name in term)))
-        terms[" x ".join(term)] = dict(zip(labels, effects, strict=True))
-    return terms
-
-
-@checked
 def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, block: str) -> Effect:
     """A weighted sum of cells' means, in blocks (Fisher, 1935): y = block + cell + e.
 
@@ -124,11 +97,12 @@ def contrast(frame: pd.DataFrame, response: str, weights: Mapping, cell: str, bl
     cells spread unequally, or a seed shifts some cells more than others, the interval of one
     contrast is too narrow and of another too wide; `paired` has its own.
     """
-    one_of("column", cell, list(frame))
+    for name in (response, cell, block):
+        one_of("column", name, list(frame))
     cells = [*frame[cell].unique()]
     for name in weights:
         one_of(cell, name, cells)
-    y = _cells(frame, response, {cell: cells}, block)
+    y = _cells(frame, response, cell, block)
     return _contrast(y, np.array([weights.get(name, 0.0) for name in cells]))
 
 
@@ -143,24 +117,19 @@ def _contrast(y: np.ndarray, weights: np.ndarray) -> Effect:
     return _effect(weights @ y, half, freedom)
 
 
-def _cells(frame: pd.DataFrame, response: str, factors: Mapping, block: str) -> np.ndarray:
+def _cells(frame: pd.DataFrame, response: str, cell: str, block: str) -> np.ndarray:
     """The response (cells, blocks); BadInput names cells that miss or are doubled."""
-    for name in (response, block, *factors):
-        one_of("column", name, list(frame))
-    for name, levels in factors.items():
-        for level in frame[name].unique():
-            one_of(name, level, levels)
-    blocks = sorted(frame[block].unique())
+    cells, blocks = frame[cell].unique(), sorted(frame[block].unique())
     whole(f"number of {block}", len(blocks))
-    given = frame.dropna(subset=[response]).set_index([block, *factors])[response]
-    wanted = pd.MultiIndex.from_product([blocks, *factors.values()])
+    given = frame.dropna(subset=[response]).set_index([cell, block])[response]
+    wanted = pd.MultiIndex.from_product([cells, blocks])
     counts = given.index.value_counts().reindex(wanted, fill_value=0)
-    for what, cells in (("missing", wanted[counts == 0]), ("twice", wanted[counts > 1])):
-        if len(cells):
-            said = [f"{' '.join(map(str, cell))} ({block} {one})" for one, *cell in cells[:4]]
-            more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
-            raise BadInput(f"cells {what}: {', '.join(said)}{more}")
-    return given.reindex(wanted).to_numpy(float).reshape(len(blocks), -1).T
+    for what, found in (("missing", wanted[counts == 0]), ("twice", wanted[counts > 1])):
+        if len(found):
+            said = ", ".join(f"{name} ({block} {one})" for name, one in found[:4])
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            raise BadInput(f"cells {what}: {said}{more}")
+    return given.reindex(wanted).to_numpy(float).reshape(len(cells), -1)
 
 
 @checked
