@@ -530,10 +530,6 @@ BAD = [
         lambda: study(CELLS.assign(top1=None)),
         r"missing: learned patch softmax \(seed 0\).* 28 more",
     ),
-    (
-        lambda: study(CELLS[~LINFORMER], weights={"rotary patch linformer": 1}),
-        r"unknown cell 'rotary patch linformer'",
-    ),
     (lambda: study(CELLS[2:]), r"missing: learned patch .* \(seed 0\), .* \(seed 0\)$"),
     (
         lambda: study(pd.concat([CELLS, CELLS[A_SEED & LINFORMER]])),
