@@ -27,18 +27,18 @@ def rendered_readme(text: str) -> str:
     table = results(read(runs(RESULTS, DEFAULT)))[["logged", "ours", "peak MB", "parameters"]]
     notebooks = [NOTEBOOKS[system(name).family.table] for name in table.index]
     links = [f"[{notebook}](notebooks/{notebook}.ipynb)" for notebook in notebooks]
-    lines = markdown(table.assign(notebook=links), "|---|--:|--:|--:|--:|---|")
+    lines = markdown("system", table.assign(notebook=links), "|---|--:|--:|--:|--:|---|")
     return between(text, "results", lines)
 
 
 def claims(judged: pd.DataFrame) -> list[str]:
     """Verdicts as lines of a table."""
-    return markdown(study.told(judged), "|---|--:|---|---|---|")
+    return markdown("claim", study.told(judged), "|---|--:|---|---|---|")
 
 
-def markdown(table: pd.DataFrame, rule: str) -> list[str]:
-    """A table of text as lines, under its head a rule that says how columns are aligned."""
-    rows = [table.columns.name, *table], *table.itertuples(name=None)
+def markdown(first: str, table: pd.DataFrame, rule: str) -> list[str]:
+    """A table of text as lines, its rows under `first`, under its head a rule that says how columns are aligned."""
+    rows = [first, *table], *table.itertuples(name=None)
     head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
     return [head, rule, *body]
 
