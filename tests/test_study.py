@@ -29,6 +29,10 @@ def nothing(run):
     return 0.0
 
 
+def rotary(name):
+    return "RoPE" in name
+
+
 def test_a_text_names_a_run():
     run = arm("ViN:epochs=4:mechanism.padded=true:validation_images=null", "study", "annealed", 2)
     changes = (("epochs", 4), ("mechanism.padded", True), ("validation_images", None))
@@ -130,6 +134,36 @@ def test_what_is_not_registered_is_refused():
         study.arms(row)
     with pytest.raises(BadInput, match="part"):
         study.arms(row | {"part": "Z"})
+    for compares, said in [
+        ("positions: rotary", "unknown factor 'positions'"),
+        ("position: rotated", "unknown level 'rotated'"),
+        ("mechanism: linformer", "unknown level 'linformer'"),  # not of this part
+    ]:
+        with pytest.raises(BadInput, match=said):
+            study.arms(row | {"part": "C1", "compares": compares})
+
+
+def test_a_factorial_weighs_all_its_arms():
+    """A main effect is a mean of 8 minus a mean of 8; an interaction a difference of such."""
+
+    def weights(name):
+        weighed = study.arms(REGISTER.loc[name].to_dict())
+        assert [len(runs) for _, runs in weighed] == [3] * 16
+        return {runs[0].system: weight for weight, runs in weighed}
+
+    rope = weights("rope")
+    assert {name for name, weight in rope.items() if weight == 1 / 8} == {*filter(rotary, rope)}
+    assert sum(rope.values()) == 0
+    better = weights("nystrom-better")
+    assert {better["ViN"], better["HybridViN-RoPE"]} == {1 / 4}
+    assert {better["ViT"], better["HybridViT"]} == {-1 / 4}
+    assert {better["ViL"], better["ViP"]} == {0}
+    both = weights("convolution-for-nystrom")
+    assert both["HybridViN"] == both["ViT-RoPE"] == 1 / 2
+    assert both["ViN"] == both["HybridViT"] == -1 / 2
+    assert both["HybridViL"] == 0
+    effect = study.effect(REGISTER.loc["rope"].to_dict(), simulated(nothing))
+    assert effect.freedom == 2 * 15
 
 
 def test_the_study_sees_all_of_cifar10():

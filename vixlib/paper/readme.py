@@ -24,23 +24,23 @@ def rendered_readme(text: str) -> str:
     cost = ["", f"So far {done} are there; they took {spent} core-hours."]
     text = between(text, "claims", claims(judged[~departs]) + cost)
     text = between(text, "departures", claims(judged[departs]))
-    lines = [
-        "| system | logged | ours | peak MB | parameters | notebook |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for name, row in results(read(runs(RESULTS, DEFAULT))).iterrows():
-        notebook = NOTEBOOKS[system(name).family.table]
-        link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        cells = name, *row[["logged", "ours", "peak MB", "parameters"]], link
-        lines.append(f"| {' | '.join(cells)} |")
+    table = results(read(runs(RESULTS, DEFAULT)))[["logged", "ours", "peak MB", "parameters"]]
+    notebooks = [NOTEBOOKS[system(name).family.table] for name in table.index]
+    links = [f"[{notebook}](notebooks/{notebook}.ipynb)" for notebook in notebooks]
+    lines = markdown("system", table.assign(notebook=links), "|---|--:|--:|--:|--:|---|")
     return between(text, "results", lines)
 
 
 def claims(judged: pd.DataFrame) -> list[str]:
     """Verdicts as lines of a table."""
-    lines = ["| claim | effect | 95 % interval | verdict | scope |", "|---|--:|---|---|---|"]
-    told = study.told(judged).itertuples(name=None)
-    return lines + [f"| {' | '.join(cells)} |" for cells in told]
+    return markdown("claim", study.told(judged), "|---|--:|---|---|---|")
+
+
+def markdown(first: str, table: pd.DataFrame, rule: str) -> list[str]:
+    """A table of text as lines, its rows under `first`, under its head a rule that says how columns are aligned."""
+    rows = [first, *table], *table.itertuples(name=None)
+    head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
+    return [head, rule, *body]
 
 
 def between(text: str, name: str, lines: Iterable[str]) -> str:
