@@ -26,6 +26,7 @@ from vixlib.errors import BadInput
 from vixlib.paper import claims, notebook, statistics
 from vixlib.paper.statistics import (
     Effect,
+    bootstrap,
     decides,
     equivalent,
     holm,
@@ -347,6 +348,80 @@ def test_a_claim_without_p_stays_one_and_counts():
     assert np.isnan(holm([math.nan])).all()
 
 
+# ---- seeds and images ----
+
+
+def resampled(a: np.ndarray, b: np.ndarray, times: int) -> np.ndarray:
+    """Two-way resampling, a loop: the same seeds and images for both systems."""
+    draw, (rows, columns) = np.random.default_rng(99), a.shape
+    means = []
+    for _ in range(times):
+        r, c = draw.integers(rows, size=rows), draw.integers(columns, size=columns)
+        means.append(a[r][:, c].mean() - b[r][:, c].mean())
+    return 100 * np.array(means)
+
+
+def bits(draw, seeds, images, *, a=0.0, b=0.0, image=0.0, seed=0.0, noise=0.0, shared=1.0):
+    """Right or wrong of two systems with thresholds a and b, and the true difference in points.
+
+    Normal latents: of an image (shared) and what a system makes of it (image), of a system's seed,
+    of noise. Over all that is drawn, a system is right with Phi(threshold / their spread).
+    """
+    spread = math.sqrt(shared**2 + image**2 + seed**2 + noise**2)
+    common = draw.normal(scale=shared, size=images)
+    right = []
+    for threshold in (a, b):
+        latent = threshold + common + draw.normal(scale=image, size=images)
+        latent = latent + draw.normal(scale=seed, size=(seeds, 1))
+        right.append(latent + draw.normal(scale=noise, size=(seeds, images)) > 0)
+    return *right, 100 * (stats.norm.cdf(a / spread) - stats.norm.cdf(b / spread))
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [{"seed": 0.6}, {"image": 1.0}, {"noise": 1.0}, {"seed": 0.3, "image": 0.5, "noise": 0.5}],
+    ids="+".join,
+)
+def test_the_bootstrap_resamples_seeds_and_images_of_both(spread):
+    a, b, _ = bits(np.random.default_rng(5), 5, 60, a=0.4, **spread)
+    ours, trusted = bootstrap(a, b, 8000), resampled(a, b, 4000)
+    close(ours.value, 100 * (a.mean() - b.mean()))
+    low, high = np.quantile(trusted, [0.025, 0.975])
+    wide = 0.05 * (high - low)  # quantiles of 4,000 draws are that sure
+    assert_allclose((ours.low, ours.high), (low, high), atol=wide)
+
+
+def test_the_bootstrap_of_alike_seeds_is_binomial():
+    a = np.arange(50) < np.full((3, 1), 20)
+    ours = bootstrap(a, np.zeros_like(a), 20_000)
+    assert_allclose(ours[1:], 2 * stats.binom.ppf([0.025, 0.975], 50, 0.4), atol=2)
+
+
+def test_the_bootstrap_of_alike_images_is_of_seeds():
+    a = np.broadcast_to(np.array([[1], [0], [0]]), (3, 40))
+    assert bootstrap(a, np.zeros_like(a)) == (pytest.approx(100 / 3), 0, 100)
+    two = np.array([[1, 1], [0, 1]]), np.array([[0, 1], [0, 1]])
+    assert bootstrap(*two) == (25, 0, 100)
+
+
+def test_the_bootstrap_repeats_by_its_seed():
+    a, b, _ = bits(np.random.default_rng(6), 3, 200, a=0.3, seed=0.3, noise=1.0)
+    np.random.seed(0)  # noqa: NPY002
+    first = bootstrap(a, b, 500)
+    np.random.seed(1)  # noqa: NPY002
+    assert bootstrap(a, b, 500) == first == bootstrap(a * 1, b * 1, 500, seed=0)
+    assert bootstrap(a, b, 500, seed=1) != first
+    value, low, high = bootstrap(b, a, 500)
+    assert_allclose((value, high, low), [-each for each in first], atol=1.5)
+
+
+def test_a_single_seed_bounds_nothing():
+    value, low, high = bootstrap(np.array([[1, 1, 0, 1]]), np.array([[0, 1, 0, 0]]))
+    assert value == 50
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
 # ---- two orders ----
 
 
@@ -509,6 +584,7 @@ A_SEED = FRAME["seed"] == 1
 LINFORMER = (FRAME["mechanism"] == "linformer") & (FRAME["position"] == "rotary")
 CELLS = FRAME.assign(cell=FRAME[[*STUDY]].agg(" ".join, axis=1))
 study = partial(statistics.contrast, response="top1", weights={}, cell="cell", block="seed")
+RIGHT = np.ones((3, 4))
 BAD = [
     (lambda: paired([1, 2], [3, 4]), r"a: expected Series, got \[1, 2\]"),
     (
@@ -548,6 +624,12 @@ BAD = [
     (lambda: equivalent(0.5), r"effect: expected Effect, got 0\.5"),
     (lambda: holm([0.5, 1.5]), r"p_values: expected 0 to 1, got \[0\.5, 1\.5\]"),
     (lambda: holm([-0.1]), r"p_values: expected 0 to 1"),
+    (lambda: bootstrap(RIGHT, RIGHT[:2]), r"same of both, got \(3, 4\) and \(2, 4\)"),
+    (lambda: bootstrap(RIGHT, RIGHT[:, :2]), r"same of both, got \(3, 4\) and \(3, 2\)"),
+    (lambda: bootstrap(RIGHT[0], RIGHT[0]), r"bits_a: expected \(seeds, images\).*\(4,\)"),
+    (lambda: bootstrap(RIGHT, RIGHT / 2), r"bits_b: expected .* of 0 and 1"),
+    (lambda: bootstrap(RIGHT[:0], RIGHT[:0]), r"bits_a: expected .*\(0, 4\)"),
+    (lambda: bootstrap(RIGHT, RIGHT, 0), r"resamples: expected at least 1, got 0"),
     (lambda: kendall(by_seed(1, 2), by_seed(1)), r"two things or more in both orders, got 1"),
     (
         lambda: kendall(pd.Series([1.0, 2.0], ["ViT", "ViT"]), by_seed(1)),
@@ -677,3 +759,25 @@ def test_holm_errs_in_one_family_of_twenty():
     assert wrong <= 0.05 * times or expected(wrong, times, 0.05)
     single = sum((10 * family[4:] < 0.05).any() for family in p)  # Bonferroni's
     assert single < wrong
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "low", "high"),
+    [
+        (3, {"seed": 0.5}, 0.70, 0.80),  # as the docstring says: 75 %
+        (5, {"seed": 0.5}, 0.80, 0.90),  # 85 %
+        (3, {"image": 1.0, "noise": 0.1}, 0.93, 0.97),
+        (3, {"noise": 1.0}, 0.98, 1.0),
+    ],
+    ids=["3 seeds", "5 seeds", "images", "noise"],
+)
+def test_what_the_bootstrap_covers(seeds, spread, low, high):
+    times, draw, covered = 300, np.random.default_rng(12), 0
+    for _ in range(times):
+        a, b, truth = bits(draw, seeds, 200, a=0.2, **spread)
+        own = bootstrap(a, b, 300)
+        covered += own.low <= truth <= own.high
+    assert low <= covered / times <= high
+    if "seed" in spread:  # normal quantiles of (S - 1) / S of the variance, of a t
+        normal = 1.96 * math.sqrt((seeds - 1) / seeds)
+        assert abs(covered / times - (1 - 2 * stats.t.sf(normal, seeds - 1))) < 0.05

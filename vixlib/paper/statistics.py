@@ -155,6 +155,50 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return steps.cummax().clip(upper=1).sort_index().to_numpy()
 
 
+class Interval(NamedTuple):
+    """A difference and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@checked
+def bootstrap(
+    bits_a: np.ndarray, bits_b: np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The difference of two accuracies, in points, by resampling seeds and images at once.
+
+    `bits` (seeds, images) say what was right, both systems in the same order. Each resample draws
+    seeds and images with replacement, independently of each other and alike for both systems: the
+    pigeonhole bootstrap of Owen (2007), here with the interval's percentiles. It sees what `paired`
+    does not, that other images could have been tested on. It takes the variance over S seeds for
+    (S - 1) / S of itself, and its normal rather than Student's quantiles. So where seeds differ
+    more than images explain, it covers too rarely: about 75 % for 3 seeds, 85 % for 5, rather than
+    95 %. What is of one seed and image alone it counts up to three times: there it covers more than
+    95 %. One seed says nothing about others: its bounds are NaN.
+    """
+    for name, bits in (("bits_a", bits_a), ("bits_b", bits_b)):
+        if bits.ndim != 2 or not bits.size or not np.isin(bits, (0, 1)).all():
+            raise BadInput(f"{name}: expected (seeds, images) of 0 and 1, got {bits.shape}")
+    if bits_a.shape != bits_b.shape:
+        raise BadInput(f"bits: expected the same of both, got {bits_a.shape} and {bits_b.shape}")
+    gap = 100.0 * bits_a - 100.0 * bits_b
+    seeds, images = gap.shape
+    if seeds < 2:
+        return Interval(float(gap.mean()), math.nan, math.nan)
+    generator = np.random.default_rng(seed)
+    # images that are alike for all seeds are drawn by their number: few kinds, the same law
+    kinds, count = np.unique(gap, axis=1, return_counts=True)
+    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+    sums = [
+        np.sum(generator.multinomial(images, count / images, len(part)) @ kinds.T * part, axis=1)
+        for part in np.array_split(drawn, 20)  # of many seeds the kinds are many: memory
+    ]
+    low, high = np.quantile(np.concatenate(sums) / gap.size, [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(float(gap.mean()), float(low), float(high))
+
+
 class Agreement(NamedTuple):
     """Kendall's tau-b of two orders, its two-sided p, and how many things were ordered."""
 
