@@ -37,7 +37,7 @@ def claims(judged: pd.DataFrame) -> list[str]:
 
 
 def markdown(first: str, table: pd.DataFrame, rule: str) -> list[str]:
-    """A table of text as lines, its rows under `first`, under its head a rule that says how columns are aligned."""
+    """A table of text as lines, row names under `first`, its columns aligned as a rule says."""
     rows = [first, *table], *table.itertuples(name=None)
     head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
     return [head, rule, *body]
