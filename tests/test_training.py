@@ -525,7 +525,8 @@ def test_a_wait_is_seen(monkeypatch):
     assert waits_trial("FNet")["waits"] == {"float32": True, "bfloat16": True}
 
 
-def test_compiled_blocks_learn_the_same(name="LeViN"):
+def test_compiled_blocks_learn_the_same():
+    name = "LeViN"
     model = small(name, **shallow(name)).double()
     compiled, x = copy.deepcopy(model), images()
     compile_blocks(compiled, backend="eager")

@@ -3,7 +3,6 @@
 import glob
 import math
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -41,6 +40,7 @@ from vixlib.paper.records import (
     load,
     packed,
     unfinished,
+    versions,
     write,
 )
 from vixlib.paper.runs import Run, counted
@@ -156,8 +156,7 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
     sizes = {part: len(getattr(dataset, part)) for part in ("train_images", "test_images")}
     known = asdict(run) | {"name": run.name, "tokens": run.tokens}
     known |= {"fingerprint": [round(value, 5) for value in fingerprint(run).tolist()]}
-    versions = f"torch {torch.__version__}, python {platform.python_version()}"
-    return known | changed | run.settings | sizes | {"versions": versions}
+    return known | changed | run.settings | sizes | {"versions": versions()}
 
 
 def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
