@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import clock, fits, pairs, pipeline, records, results, tables
+from benchmarks import clock, fits, pairs, pipeline, records, results, steps, tables
 from benchmarks.__main__ import main
-from vixlib import attention, build, list_systems, measure
+from vixlib import attention, build, list_systems, measure, paths
 from vixlib.errors import BadInput
 from vixlib.paper import show
 from vixlib.systems import RESULTS
@@ -20,6 +20,18 @@ COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_m
     *("ratio_q25", "ratio_q75", "ours_ms", "peer_ms", "ours_peak_mb", "peer_peak_mb", "equal_to"),
     *("note", "rounds", "threads", "allocator", "device", "clock", "versions", "source", "date"),
 }
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_bytes_of_a_step_are_those_on_file(written_out):
+    """And they are near to what its tensors say: a matrix of scores and one of weights a head."""
+    form = "written out" if written_out else "fused"
+    table = pd.read_csv(paths.CHECKOUT / "figures" / steps.FILE, index_col=["system", "softmax"])
+    found = steps.step_memory("CvT", written_out=written_out)
+    assert found == pytest.approx(table.loc[("CvT", form), "megabytes"], rel=0.05)
+    extra = table["megabytes"]["ViT", "written out"] - table["megabytes"]["ViT", "fused"]
+    matrix = steps.IMAGES * 4 * 4 * 1025**2 * 4 / 1e6  # blocks, heads, places, bytes
+    assert matrix < extra < 3 * matrix
 
 
 def rows_of(folder):

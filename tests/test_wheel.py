@@ -70,9 +70,9 @@ def vix(request, wheel, tmp_path_factory):
 def test_it_holds_what_is_read_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"vixlib"}
-    read = {"paper.csv", "claims.csv", "study.csv", "study.toml"}
+    read = {"paper.csv", "claims.csv", "step_memory.csv", "study.csv", "study.toml"}
     read |= {"profiles.toml", "recipes.toml", "labels.toml"}
-    assert "vixlib/sources.toml" in names
+    assert {"vixlib/sources.toml", "vixlib/systems.toml"} <= names
     assert {f"vixlib/paper/{name}" for name in read} <= names
     metadata = next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
     text = zipfile.ZipFile(wheel).read(metadata).decode()

@@ -254,14 +254,18 @@ def compile_blocks(model: nn.Module, **options) -> None:
 
 
 def evaluate(
-    model: nn.Module, data: Dataset, first: int | None = None, **options
+    model: nn.Module,
+    data: Dataset,
+    first: int | None = None,
+    *,
+    precision: str = "float32",
+    deadline: float = math.inf,
 ) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in percent on the (first) test images, in evaluation mode.
 
-    Both are NaN where a logit is not finite: it would count as some class. `options` are those of
-    `judged`: precision and deadline.
+    Both are NaN where a logit is not finite: it would count as some class.
     """
-    hits = judged(model, data, first, **options)
+    hits = judged(model, data, first, precision=precision, deadline=deadline)
     top1, top5 = (100 * hits.sum(0) / len(hits)).tolist()
     return round(top1, 4), round(top5, 4)
 

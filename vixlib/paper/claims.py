@@ -21,7 +21,8 @@ COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
     *("better", "worse", "test", "margin", "seeds", "why"),
 ]
-EXACT = "parameters", "flops"  # counted from the model alone, without any record
+STEPS = {"step_mb": ["fused"], "step_mb_written_out": ["written out", "fused"]}  # of softmax
+EXACT = "parameters", "flops", *STEPS  # counted from the model alone, without any record
 JUDGED = "top1", "peak_memory_mb", *EXACT
 TESTS = "difference > margin", "|difference| <= margin", "ratio <= margin"
 HOLDS, FAILS, OPEN, UNTESTED = VERDICTS
@@ -100,6 +101,10 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
 def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
     """The quantity of a system, one number a seed; runs that diverged have none, even of memory."""
     quantity, wanted = row["quantity"], [run for run in _runs(row) if run.system == name]
+    if quantity in STEPS:  # as benchmarks/steps.py counted bytes
+        table = pd.read_csv(paths.shipped("step_memory.csv"), index_col=["system", "softmax"])
+        forms = (form for form in STEPS[quantity] if (name, form) in table.index)
+        return table.loc[[(name, next(forms))], "megabytes"]
     if quantity in EXACT:
         return pd.Series([counted(run.build)[quantity] for run in wanted])
     own = records.reindex(columns=["name", "profile", "status", quantity])

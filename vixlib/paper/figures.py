@@ -32,11 +32,10 @@ from torch import Tensor
 
 from vixlib import paths
 from vixlib.attention import Grid
-from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.notebook import display
 from vixlib.paper.statistics import interval
-from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost
+from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost, title
 from vixlib.systems import KINDS, MIXERS, SYSTEMS, system
 
 YOURS = "#56B4E9"  # a reader's own mechanism
@@ -394,8 +393,7 @@ def _of(records: pd.DataFrame, *more: str) -> str:
     keys = "profile", "dataset", "recipe"
     profile, data, recipe = (" and ".join(records[key].unique()) for key in keys)
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
-    title = SOURCES[data].title if data in SOURCES else data
-    parts = f"{profile} profile", title, f"{number} {seed}", f"recipe {recipe}"
+    parts = f"{profile} profile", title(data), f"{number} {seed}", f"recipe {recipe}"
     doubts = [f"some {word}" for word in ("stale", "unverified") if word in set(records["status"])]
     return " · ".join(filter(None, [*parts, *doubts, *more]))
 

@@ -21,6 +21,11 @@ _labels = tomllib.loads((paths.PACKAGE / "paper" / "labels.toml").read_text())
 LABELS, COST_LABELS = _labels["records"], _labels["costs"]  # of columns, with units
 
 
+def title(dataset: str) -> str:
+    """A dataset as readers know it: ours by its title, somebody's own by its name."""
+    return SOURCES[dataset].title if dataset in SOURCES else dataset
+
+
 def machine(profile: str) -> pd.DataFrame:
     """This machine, and what the profile means."""
     p = PROFILES[one_of("profile", profile, PROFILES)]
@@ -31,7 +36,7 @@ def machine(profile: str) -> pd.DataFrame:
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "profile": profile,
-        "images": f"{SOURCES[p.dataset].title}, {some} for training, {size}",
+        "images": f"{title(p.dataset)}, {some} for training, {size}",
         "training": f"{p.epochs} epochs unless the plan says otherwise",
     }
     return pd.DataFrame({"": rows})
@@ -44,7 +49,7 @@ def plan(runs: Iterable) -> pd.DataFrame:
     runs = [*runs]
     rows = [asdict(run) | run.settings | {"tokens": f"{run.tokens:,}"} for run in runs]
     table = pd.DataFrame(rows, [run.name for run in runs], names).rename_axis(columns="run")
-    return table.assign(dataset=[SOURCES[name].title for name in table["dataset"]])
+    return table.assign(dataset=table["dataset"].map(title))
 
 
 @checked
