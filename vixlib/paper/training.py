@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -133,16 +133,21 @@ def _started(run: Run, start: Path) -> torch.nn.Module:
     return resized(model, run.settings["image_size"])
 
 
-def replay(run: Run, *, folder: str | Path | None = None, device: str | None = None) -> list[float]:
-    """Losses of a run's FIRST steps, trained again."""
+def replay(
+    run: Run, *, folder: str | Path | None = None, device: str | None = None, whole: bool = False
+) -> tuple[list[float], list[dict]]:
+    """Losses of a run's FIRST steps, trained again, or of its `whole` first epoch, with its row."""
     device, losses = data.resolve_device(device), []
     _, watched, options = _prepared(run, folder, device)
     model = run.build().to(device)
     if device.type == "cuda":
         compile_blocks(model)
-    with suppress(Diverged):
-        fit(model, watched, losses=losses, steps=FIRST, **options)
-    return _finite(losses)
+    options |= {"epochs": 1} if whole else {"steps": FIRST}
+    try:
+        curve = fit(model, watched, losses=losses, **options)
+    except Diverged as error:
+        curve = error.curve
+    return _finite(losses), curve or []
 
 
 def _finite(losses: list[Tensor]) -> list[float]:
