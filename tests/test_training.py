@@ -355,7 +355,8 @@ def test_a_diverged_run_is_known_and_not_trained_again(wild, root, capsys):
     assert frame["status"].tolist() == ["diverged"]
     assert frame["top1"].isna().all()
     assert files(WILD).record.read_bytes() == written
-    files(WILD).record.write_text(json.dumps(wild[0] | {"fingerprint": [0.0] * 80}))
+    other = {"fingerprint": [0.0] * 80, "code": "other"}
+    files(WILD).record.write_text(json.dumps(wild[0] | other))
     assert load(WILD)["status"] == "stale"
     assert unfinished([WILD]) == [WILD]
     files(WILD).record.write_text(json.dumps({k: v for k, v in wild[0].items() if k != "status"}))
@@ -405,7 +406,8 @@ def test_read_trains_when_asked_and_reads_the_second_time(root, capsys):
 
 
 def test_a_record_of_other_code_is_stale(record, root):
-    changed = record | {"fingerprint": [x + 0.01 for x in record["fingerprint"]]}
+    moved = [x + 0.01 for x in record["fingerprint"]]
+    changed = record | {"fingerprint": moved, "code": "other"}
     atomic_write(files(RUN).record, lambda path: path.write_text(json.dumps(changed)))
     assert load(RUN)["status"] == "stale"
     assert unfinished([RUN]) == [RUN]

@@ -486,5 +486,10 @@ def _stratified(labels: Tensor, seed: int = 0) -> Tensor:
     here, labels = labels.device, labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels[order]
-    rank = F.one_hot(shuffled).cumsum(0).gather(1, shuffled[:, None]).squeeze(1)
-    return order[(rank / shuffled.bincount()[shuffled]).argsort(stable=True)].to(here)
+    by_class, counts, rank = (
+        shuffled.argsort(stable=True),
+        shuffled.bincount(),
+        torch.empty_like(order),
+    )
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[shuffled[by_class]] + 1
+    return order[(rank / counts[shuffled]).argsort(stable=True)].to(here)

@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import pandas as pd
 import torch
@@ -180,7 +180,7 @@ class Run:
         start = f"vix train {self.system} --profile {self.profile}"
         return f"{start}{recipe} --seed {self.seed}{changed}"
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Places of an image where tokens first mix; 0 for a network without tokens."""
         with torch.device("meta"):
