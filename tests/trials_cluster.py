@@ -1,4 +1,4 @@
-"""Trials of the Snakefile: killed jobs and schedulers, lost records, other code, a Slurm of one node.
+"""Trials of the Snakefile: killed jobs and schedulers, lost records, other code, Slurm.
 
 Free of pytest: `proof.py` runs them.
 """
@@ -145,7 +145,7 @@ def record_trial() -> dict:
         deleted.unlink()
         kept = json.loads(other.read_text())
         other.write_text(json.dumps(kept | {"code": "older"}))
-        healed = call(root)
+        call(root)
         trained = deleted.exists()
         now = json.loads(other.read_text())
         noted = now.pop("verified", {}).get("result"), now == kept
