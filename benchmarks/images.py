@@ -81,7 +81,8 @@ def rows(count: int, workers: int, steps: int, split: str) -> list[dict]:
     """The row of a number of files, measured by a process of its own."""
     given = map(str, (count, workers, steps, split))
     command = [sys.executable, "-m", "benchmarks.images", *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     about = {"files": count, "workers": workers, "steps": steps, "split": split, "batch": BATCH}
     return [about | json.loads(done.stdout.splitlines()[-1])]
 
