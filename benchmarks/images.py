@@ -57,7 +57,7 @@ def peak_mb(process: int | str) -> float:
 def trained(folder: Path, workers: int, steps: int) -> dict:
     """Memory and time of some steps."""
     torch.manual_seed(0)
-    row, before, began = {"start_mb": peak_mb("self")}, peak_mb("self"), time.perf_counter()
+    row, began = {"start_mb": peak_mb("self")}, time.perf_counter()
     data = dataset(folder, size=SIZE, gigabytes=0, workers=workers)
     row |= {"first_look_seconds": time.perf_counter() - began, "first_look_mb": peak_mb("self")}
     model = build("ViT", image_size=SIZE, patch_size=4, dim=64, depth=2, num_classes=CLASSES)
