@@ -216,8 +216,3 @@ def rendered(text: str) -> str:
     for name, lines in parts.items():
         text = between(text, name, ["", *lines])
     return text
-
-
-if __name__ == "__main__":
-    page = records.ROOT / "docs" / "scale.md"
-    page.write_text(rendered(page.read_text()))

@@ -404,3 +404,24 @@ def test_an_error_of_the_formula_is_that_of_time():
     ]
     rows.append({"model": "ViT", "quantity": "memory", "counted_mb": 99.0, "measured_mb": 100.0})
     assert [*scale.check_lines(pd.DataFrame(rows))][2] == "| ViT | 30 | −50.0% | +0.0% | −1.0% |"
+
+
+def test_many_files_on_the_page():
+    text = (records.ROOT / "benchmarks" / "README.md").read_text()
+    assert results.rendered_page(text) == text
+
+
+def test_what_a_file_costs_is_beyond_the_smallest_folder(project):
+    for files, mb in ((10_000, 400), (110_000, 430)):
+        columns = {
+            "split": "held out",
+            "files": files,
+            "main_mb": mb,
+            "worker_mb": 200 + files / 1e4,
+        }
+        columns |= {"first_look_seconds": 9, "first_look_mb": 300, "waiting": 0.25}
+        project("images", recorded(f"images/{files}", "", None, **columns, images_a_second=50))
+    assert results.image_lines()[2:] == [
+        "| held out | 10,000 | 9 | 300 | 400 | 201 |  |  | 50 | 25.0% |",
+        "| held out | 110,000 | 9 | 300 | 430 | 211 | 300 | 100 | 50 | 25.0% |",
+    ]
