@@ -185,7 +185,7 @@ def stall_lines(rows: pd.DataFrame) -> Iterator[str]:
     yield "| system | step, ms | images a second | cores that read | GB/s read | all-reduce |"
     yield "|---|--:|--:|--:|--:|--:|"
     for row in rows[rows["quantity"] == "cost"].to_dict("records"):
-        if row["model"] not in (*CHECKED, "CvT", "CCT", "LeViT"):
+        if row["model"] not in (*CHECKED, "CvT", "CCT", "LeViT", "MLPMixer"):
             continue
         step = FACTOR * row["flops"] * BATCH / RATE
         images = GPUS * BATCH / step
@@ -218,13 +218,17 @@ def rendered(text: str) -> str:
         f"One core here reads a photo of {PHOTO[0]} x {PHOTO[1]} ({size / 1e3:.0f} kB of JPEG) as"
     )
     read += f" {SIDE} x {SIDE} pixels in {ms:.1f} ms."
+    table = (
+        f"That table has n images x {CLASSES:,} classes x 8 bytes: {8e-9 * IMAGES * CLASSES:.0f} GB"
+    )
     parts = {
         "costs": cost_lines(rows),
         "errors": check_lines(rows),
         "pays": pays_lines(),
         "stalls": [*stall_lines(rows), "", read],
+        "split": [f"{table} of ImageNet's, and is held twice: give `val/`."],
         "sharded": sharded_lines(rows),
     }
     for name, lines in parts.items():
-        text = between(text, name, ["", *lines])
+        text = between(text, name, lines)
     return text
