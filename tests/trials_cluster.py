@@ -204,7 +204,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 KillWait=10
 MinJobAge=3600
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 PLACE = Path("/etc/slurm/slurm.conf")  # jobs do not hear of another
