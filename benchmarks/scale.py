@@ -218,9 +218,7 @@ def rendered(text: str) -> str:
         f"One core here reads a photo of {PHOTO[0]} x {PHOTO[1]} ({size / 1e3:.0f} kB of JPEG) as"
     )
     read += f" {SIDE} x {SIDE} pixels in {ms:.1f} ms."
-    table = (
-        f"That table has n images x {CLASSES:,} classes x 8 bytes: {8e-9 * IMAGES * CLASSES:.0f} GB"
-    )
+    held = f"{8e-9 * IMAGES * CLASSES:.0f} GB of ImageNet's, and is held twice: give `val/`."
     parts = {
         "costs": cost_lines(rows),
         "errors": check_lines(rows),
