@@ -253,7 +253,7 @@ def requeue_trial() -> dict:
     """Each run leaves a checkpoint after some seconds, is queued again, and goes on."""
     with slurm(), tempfile.TemporaryDirectory() as root:
         process = subprocess.Popen(
-            snakemake(root, *SLURM, "--config", "profile=quick", "options=--minutes=0.1"),
+            snakemake(root, *SLURM, "--config", "profile=quick", "options=--minutes=0.2"),
             env=environment(root),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
