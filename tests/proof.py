@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import trials_cluster
 import trials_host
 import trials_lost
 import trials_mutants
@@ -80,10 +81,8 @@ def trials() -> dict[str, Trial]:
     for name, (run, holds, arguments) in trials_lost.trials().items():
         run = partial(run, *arguments)
         found[name] = Trial(run, holds, ("vixlib", "tests/trials_lost.py"))
-    for path in sorted(HERE.glob("test_*.py")):
-        if "pytest.mark.proof" in path.read_text():
-            run, files = partial(sweep_trial, path.stem), ("vixlib", f"tests/{path.name}")
-            found[f"sweep/{path.stem}"] = Trial(run, sweep_holds, files)
+    for name, (run, holds, arguments) in trials_cluster.trials().items():
+        found[name] = Trial(partial(run, *arguments), holds, trials_cluster.FILES)
     if importlib.util.find_spec("trials_export"):
         import trials_export as e
 
@@ -123,8 +122,8 @@ def source(trial: Trial) -> str:
     for name in trial.files:
         path = ROOT / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            told = file.suffix == ".toml"
-            digest.update(file.read_bytes() if told else dumped(file.read_text()))
+            text = file.read_text()
+            digest.update(dumped(text) if file.suffix == ".py" else text.encode())
     return digest.hexdigest()[:12]
 
 
@@ -204,7 +203,11 @@ KINDS = {
     "shared": "Two processes on one queue, with one worker or two each: each run is trained once",
     "signal": "A queue that gets SIGKILL, SIGTERM or SIGINT at random moments, with one worker or "
     "two: it ends within 5 s, goes on, and its records are equal to those of one left alone",
-    "sweep": "Sweeps of a file of tests that `make test` leaves out",
+    "grid": "The Snakefile on one machine, its jobs and its scheduler killed, its records lost or "
+    "of other code: the next call heals it, records equal to those of `vix`, and one more has "
+    "nothing to do",
+    "slurm": "The same on a Slurm of one node: jobs left before their limit and queued again, "
+    "cancelled, and the scheduler killed",
     "inductor": "A system compiled by inductor without a graph break, scores and a training step, "
     "beside eager",
     "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
