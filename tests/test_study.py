@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vixlib.errors import BadInput
-from vixlib.paper import figures, runs, study
+from vixlib.paper import figures, runs, study, training
 from vixlib.paper.runs import Run, arm, queue, registered
 
 REGISTER = study.register().set_index("hypothesis", drop=False)
@@ -264,6 +264,13 @@ def test_the_rate_is_that_of_the_rule():
     assert study.chosen_rate(study.rates(records())) == 0.0005
     assert study.chosen_rate(study.rates(records().iloc[1:])) is None
     assert study.rates(records()).loc["ViT", 0.0005] == pytest.approx(40.6)
+
+
+def test_what_follows_part_0_trains_at_the_rate_that_it_chose():
+    """As soon as all of its records are there."""
+    rate = study.chosen_rate(study.rates(training.read(registered()["0"])))
+    after = [run for part in ("A", "C1", "F", "R", "H") for run in registered()[part]]
+    assert rate is None or {run.settings["lr"] for run in after} == {rate}
 
 
 @pytest.mark.parametrize("there", [1, 0])
