@@ -137,6 +137,9 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     assert main([*more, "--start", str(start), "--patience", "3", "--batch", "9"]) == 0
     path = capsys.readouterr().out.split("weights in ")[1].split("; ")[0]
     assert vixlib.load(path).size == (24, 24)
+    for name in ("none.safetensors", "ViN.none.own.seed0"):
+        assert main([*more, "--start", name]) == 2
+        assert name in capsys.readouterr().err
     assert main(["train", "ViP", "--data", str(photos), *QUICK, "--start", str(start)]) == 2
     assert "--start: expected weights of ViP, got those of ViN" in capsys.readouterr().err
     assert main(["train", "FNet", "--data", str(photos), *QUICK, "--set", "lr=1e9"]) == 1

@@ -109,7 +109,8 @@ def _train(options: argparse.Namespace) -> int:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     changes, asked = dict(options.changes), {}
-    how = {"device": options.device, "compiled": options.compile, "start": options.start}
+    how = {"device": options.device, "compiled": options.compile}
+    how["start"] = own.weights_file(options.start, options) if options.start else None
     named = options.queue or "dataset" in changes
     if options.data and not named and own.holds_images(Path(options.data)):
         wanted, how["images"] = own.runs(options)

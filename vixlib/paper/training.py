@@ -28,7 +28,15 @@ from torch import Tensor
 
 from vixlib import data, measure, weights
 from vixlib.checkpoint import check_room, stoppable, stopping
-from vixlib.errors import BadInput, Diverged, RunError, checked, enough_memory
+from vixlib.errors import (
+    BadInput,
+    CheckpointError,
+    Diverged,
+    RunError,
+    checked,
+    enough_memory,
+    refused,
+)
 from vixlib.models.host import resized
 from vixlib.paper.provenance import origin
 from vixlib.paper.records import (
@@ -127,7 +135,8 @@ def _prepared(
 
 def _started(run: Run, start: Path) -> torch.nn.Module:
     """The model of some weights, for a run's classes and size."""
-    model = weights.load(start, num_classes=run.num_classes)
+    with refused(BadInput, "--start", CheckpointError):
+        model = weights.load(start, num_classes=run.num_classes)
     if model.system != run.system:
         raise BadInput(f"--start: expected weights of {run.system}, got those of {model.system}")
     return resized(model, run.settings["image_size"])
