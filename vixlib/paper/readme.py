@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from vixlib.paper import claims as claims_of_paper
 from vixlib.paper import study
 from vixlib.paper.runs import queue, runs
 from vixlib.paper.tables import results
@@ -24,6 +25,11 @@ def rendered_readme(text: str) -> str:
     cost = ["", f"So far {done} are there; they took {spent} core-hours."]
     text = between(text, "claims", claims(judged[~departs]) + cost)
     text = between(text, "departures", claims(judged[departs]))
+    ledger = claims_of_paper.ledger()
+    memory = ledger[ledger["quantity"].isin(claims_of_paper.STEPS)].to_dict("records")
+    found = [claims_of_paper.verdict(row, records) for row in memory]
+    table = pd.DataFrame(found, [row["says"] for row in memory], ["verdict", "times the memory"])
+    text = between(text, "memory", markdown("claim", table, "|---|---|---|"))
     table = results(read(runs(RESULTS, DEFAULT)))[["logged", "ours", "peak MB", "parameters"]]
     notebooks = [NOTEBOOKS[system(name).family.table] for name in table.index]
     links = [f"[{notebook}](notebooks/{notebook}.ipynb)" for notebook in notebooks]
