@@ -26,15 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds, small: does it work?")
     parser.add_argument("--again", action="store_true", help="also what has a record")
     parser.add_argument("--records", type=Path, help="folder to write to")
-    parser.add_argument("--readme", action="store_true", help="only render README's table")
+    parser.add_argument("--readme", action="store_true", help="only render pages from records")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
     if options.readme:
-        from benchmarks.results import rendered_readme  # pandas, which a machine may lack
+        from benchmarks import results, scale  # pandas, which a machine may lack
 
-        readme = records.ROOT / "README.md"
-        readme.write_text(rendered_readme(readme.read_text()))
+        for page, rendered in (
+            ("README.md", results.rendered_readme),
+            ("benchmarks/README.md", results.rendered_page),
+            ("docs/scale.md", scale.rendered),
+        ):
+            file = records.ROOT / page
+            file.write_text(rendered(file.read_text()))
         return 0
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -78,6 +83,9 @@ def told(row: dict) -> str:
         parts.append(
             f"{row['microseconds_an_image']:.0f} us an image, {row['ours_peak_mb']:.0f} MB"
         )
+    elif "images_a_second" in row:
+        parts.append(f"{row['main_mb']:.0f} MB, a worker {row['worker_mb']:.0f} MB")
+        parts.append(f"{row['images_a_second']:.0f} images a second, {row['waiting']:.1%} waiting")
     elif "exponent_median" in row:
         parts.append(f"{row['tokens']} tokens: {row['ours_ms']:.1f} ms")
         parts.append(f"exponent {row['exponent_median']:.2f}")

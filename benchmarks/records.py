@@ -22,6 +22,8 @@ SOURCES = {  # what a table's numbers come from
     "small": LAYERS,
     "systems": (*LAYERS, "vixlib/systems.py", *EVERY, "vixlib/data.py", "vixlib/train.py"),
     "fits": (*LAYERS, *HOSTS, "benchmarks/fits.py"),
+    "images": ("vixlib/data.py", "vixlib/images.py", "benchmarks/images.py"),
+    "scale": (*LAYERS, "vixlib/systems.py", *EVERY, "benchmarks/fits.py"),
 }
 # what makes a row another row of the same cell
 SAME = "cell", "precision", "compiled", "threads", "allocator"

@@ -22,6 +22,8 @@ COLUMNS = [
     ),
     *("exponent_median", "exponent_q25", "exponent_q75", "microseconds_an_image", "model"),
     *("quantity", "budget_gb", "largest", "side", "counted_mb", "measured_mb"),
+    *("files", "split", "workers", "first_look_seconds", "first_look_mb", "main_mb", "worker_mb"),
+    *("images_a_second", "waiting"),
     *("device", "clock", "precision", "compiled", "threads", "allocator", "versions"),
 ]
 # of targets: the column, and whether more is better
@@ -105,6 +107,30 @@ def _seen(target: dict, rows: pd.DataFrame) -> dict:
 def rendered_readme(text: str) -> str:
     """README with its table of benchmarks drawn from today's records."""
     return between(text, "benchmarks", readme_lines())
+
+
+def rendered_page(text: str) -> str:
+    """benchmarks/README.md with its table of many files drawn from today's records."""
+    return between(text, "images", image_lines())
+
+
+def image_lines() -> list[str]:
+    """A row of each folder, and what a file more costs each process, from the smallest to it."""
+    columns = "test images", "files", "first look, s", "MB after it", "main, MB", "worker, MB"
+    columns += ("bytes a file: main", "worker", "images a second", "waiting")
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
+    for split, own in benchmark("images", "cpu").groupby("split", sort=False):
+        own = own.sort_values("files")
+        first = own.iloc[0]
+        for _, row in own.iterrows():
+            more = row["files"] - first["files"]
+            sizes = [f"{row[name]:,.0f}" for name in ("first_look_mb", "main_mb", "worker_mb")]
+            grown = [row[name] - first[name] for name in ("main_mb", "worker_mb")]
+            grown = [f"{1e6 * mb / more:,.0f}" if more else "" for mb in grown]
+            cells = split, f"{row['files']:,.0f}", f"{row['first_look_seconds']:,.0f}", *sizes
+            last = f"{row['images_a_second']:,.0f}", f"{row['waiting']:.1%}"
+            lines.append(f"| {' | '.join((*cells, *grown, *last))} |")
+    return lines
 
 
 def readme_lines() -> list[str]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks import clock, fits, pairs, pipeline
+from benchmarks import clock, fits, images, pairs, pipeline, scale
 from benchmarks.pairs import LAYERS, MODELS, SMALL, Contest, Peer, Size
 from vixlib import data
 from vixlib.errors import BadInput
@@ -123,6 +123,26 @@ def fitting(settings: Settings) -> Iterator[Cell]:
         yield Cell(name, partial(_fits, name, *how))
 
 
+def many_images(settings: Settings) -> Iterator[Cell]:
+    """Training from folders of 10,000 and 100,000 files that are read again: memory and time."""
+    for split in images.SPLITS:
+        for count in (2_000, 3_000) if settings.quick else (10_000, 100_000):
+            how = count, 2, 5 if settings.quick else 50, split
+            yield Cell(f"{split}/{count}", partial(_images, *how))
+
+
+def at_scale(settings: Settings) -> Iterator[Cell]:
+    """Each system at 224 x 224, counted; the formula for its time and memory, checked."""
+    how = settings.device, settings.precision
+    yield Cell("reading", partial(_versioned, scale.reading, settings.clock))
+    for name in scale.CHECKED[:1] if settings.quick else scale.CHECKED:
+        yield Cell(f"check {name}", partial(_versioned, scale.check, name, settings.clock, *how))
+    names = scale.SYSTEMS[:1] if settings.quick else (*scale.SYSTEMS, *scale.FIXED)
+    yield Cell("costs", partial(_versioned, scale.costs, names))
+    for name in () if settings.quick else dict.fromkeys((*scale.FIRST, *names)):
+        yield Cell(f"memory {name}", partial(_versioned, scale.memory, name, *how))
+
+
 TABLES = {
     "layers": layers,
     "models": models,
@@ -131,6 +151,8 @@ TABLES = {
     "small": small,
     "systems": every_system,
     "fits": fitting,
+    "images": many_images,
+    "scale": at_scale,
 }
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -310,7 +332,15 @@ def _pipeline(settings: Settings) -> list[dict]:
 
 
 def _fits(name: str, *how) -> list[dict]:
-    return [row | {"versions": clock.versions("einops")} for row in fits.rows(name, *how)]
+    return _versioned(fits.rows, name, *how)
+
+
+def _images(*how) -> list[dict]:
+    return [row | {"versions": clock.versions("pillow")} for row in images.rows(*how)]
+
+
+def _versioned(measure: Callable, *how) -> list[dict]:
+    return [row | {"versions": clock.versions("einops")} for row in measure(*how)]
 
 
 def _scaling(settings: Settings, contest: Contest, line: list[int]) -> list[dict]:

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import clock, fits, pairs, pipeline, records, results, tables
+from benchmarks import clock, fits, images, pairs, pipeline, records, results, scale, steps, tables
 from benchmarks.__main__ import main
-from vixlib import attention, build, list_systems, measure
+from vixlib import attention, build, data, list_systems, measure, paths
 from vixlib.errors import BadInput
 from vixlib.paper import show
 from vixlib.systems import RESULTS
@@ -20,6 +20,18 @@ COLUMNS = {"cell", "mechanism", "peer", "tokens", "batch", "direction", "ratio_m
     *("ratio_q25", "ratio_q75", "ours_ms", "peer_ms", "ours_peak_mb", "peer_peak_mb", "equal_to"),
     *("note", "rounds", "threads", "allocator", "device", "clock", "versions", "source", "date"),
 }
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_bytes_of_a_step_are_those_on_file(written_out):
+    """And they are near to what its tensors say: a matrix of scores and one of weights a head."""
+    form = "written out" if written_out else "fused"
+    table = pd.read_csv(paths.CHECKOUT / "figures" / steps.FILE, index_col=["system", "softmax"])
+    found = steps.step_memory("CvT", written_out=written_out)
+    assert found == pytest.approx(table.loc[("CvT", form), "megabytes"], rel=0.05)
+    extra = table["megabytes"]["ViT", "written out"] - table["megabytes"]["ViT", "fused"]
+    matrix = steps.IMAGES * 4 * 4 * 1025**2 * 4 / 1e6  # blocks, heads, places, bytes
+    assert matrix < extra < 3 * matrix
 
 
 def rows_of(folder):
@@ -346,4 +358,82 @@ def test_readme_has_a_row_of_each_mechanism(project):
     assert results.readme_lines()[2:] == [
         "| Nyström m 64 | timm | 1.50 | 0.50 | 3.00 |",
         "| ViT, a whole step | timm | 2.50 | – | 3.00 |",
+    ]
+
+
+# ---- many files, and what ImageNet would cost ----
+
+
+def test_many_files_are_read_and_measured(tmp_path):
+    main(["--quick", "--only", "images/held out/2000", "--records", str(tmp_path)])
+    (row,) = rows_of(tmp_path)
+    assert (row["files"], row["workers"], row["steps"]) == (2000, 2, 5)
+    assert row["start_mb"] < row["first_look_mb"] <= row["main_mb"]
+    assert 50 < row["worker_mb"] <= row["main_mb"]
+    assert 0 < row["waiting"] < 1 < row["images_a_second"]
+
+
+@pytest.mark.parametrize("split", images.SPLITS)
+def test_the_files_are_those_of_some_images(tmp_path, split):
+    images.generated(tmp_path, 2000, split)
+    files = [*tmp_path.rglob("*.jpeg")]
+    assert len(files) == 2000
+    assert len({file.stat().st_ino for file in files}) == images.KINDS
+    found = data.dataset(tmp_path, size=8, gigabytes=0, workers=1)
+    assert isinstance(found.train_images, data.Pictures)
+    assert len(found.classes) == images.CLASSES
+    assert (len(found.train_labels), found.skipped) == (
+        {images.SPLITS[0]: 1800}.get(split, 1600),
+        (),
+    )
+
+
+def test_the_page_of_scale_is_drawn_from_the_records():
+    text = (records.ROOT / "docs" / "scale.md").read_text()
+    assert scale.rendered(text) == text
+    costs = scale.measured().query("quantity == 'cost'")
+    assert set(costs["model"]) == {*scale.SYSTEMS, *scale.FIXED}
+    transformers = costs[~costs["model"].str.match("ResNet|ConvMixer")]
+    assert set(transformers["tokens"]) == {56 * 56}
+
+
+def test_hours_and_waits_by_hand():
+    """3 x 1e9 FLOPs x 1,281,167 images x 300 epochs at 50 TFLOP/s: 6.4 hours; and so on."""
+    row = {"model": "ViT", "quantity": "cost", "parameters": 25e6, "flops": 1e9}
+    line = {"model": "ViT", "quantity": "line", "fixed_mb": 500.0, "image_mb": 10.0}
+    rows = pd.DataFrame([row, line, {"quantity": "reading", "ours_ms": 4.0}])
+    assert [*scale.cost_lines(rows)][2] == "| ViT | 25,000,000 | 1.0 | 6 | 1.8 |"
+    # a step of 128 images: 7.68 ms; 64 GPUs: 1,066,667 images a second, each 4 ms and 110 kB
+    last = "| ViT | 7.7 | 1,066,667 | 4,267 | 117.33 | 196.9 MB, 102.54% |"
+    assert [*scale.stall_lines(rows)][2] == last
+
+
+def test_an_error_of_the_formula_is_that_of_time():
+    """Twice the FLOPs in four times the time: foretold half of what it took."""
+    rows = [
+        {"model": "ViT", "quantity": "check", "side": side, "flops": n * 1e9, "ours_ms": ms}
+        for side, n, ms in ((112, 1, 100), (168, 2, 400), (224, 4, 400))
+    ]
+    rows.append({"model": "ViT", "quantity": "memory", "counted_mb": 99.0, "measured_mb": 100.0})
+    assert [*scale.check_lines(pd.DataFrame(rows))][2] == "| ViT | 30 | −50.0% | +0.0% | −1.0% |"
+
+
+def test_many_files_on_the_page():
+    text = (records.ROOT / "benchmarks" / "README.md").read_text()
+    assert results.rendered_page(text) == text
+
+
+def test_what_a_file_costs_is_beyond_the_smallest_folder(project):
+    for files, mb in ((10_000, 400), (110_000, 430)):
+        columns = {
+            "split": "held out",
+            "files": files,
+            "main_mb": mb,
+            "worker_mb": 200 + files / 1e4,
+        }
+        columns |= {"first_look_seconds": 9, "first_look_mb": 300, "waiting": 0.25}
+        project("images", recorded(f"images/{files}", "", None, **columns, images_a_second=50))
+    assert results.image_lines()[2:] == [
+        "| held out | 10,000 | 9 | 300 | 400 | 201 |  |  | 50 | 25.0% |",
+        "| held out | 110,000 | 9 | 300 | 430 | 211 | 300 | 100 | 50 | 25.0% |",
     ]

@@ -117,6 +117,34 @@ def test_one_seed_has_the_noise_of_one_where_the_ledger_asks_for_one(n, expected
     assert claims.verdict(row(), have)[0] == "not tested yet"
 
 
+def test_claims_of_memory_are_decided_by_bytes_of_a_step(ledger, tmp_path, monkeypatch):
+    """Beside the fused softmax and the written-out one, from numbers made up here."""
+    file = tmp_path / "step_memory.csv"
+    lines = "ViT,fused,8,200", "ViT,written out,8,900", "ViN,fused,8,300", "FNet,fused,8,150"
+    file.write_text("\n".join(["system,softmax,images,megabytes", *lines]) + "\n")
+    monkeypatch.setattr(claims.paths, "shipped", lambda name: tmp_path / name)
+    less = {"test": "ratio <= margin", "margin": "0.9", "seeds": "1"}
+    nothing = records(ViT=[])
+    judged = claims.verdict(row(**less, quantity="step_mb"), nothing)
+    assert judged == ("does not hold", "ViN / ViT: 1.500")
+    judged = claims.verdict(row(**less, quantity="step_mb_written_out"), nothing)
+    assert judged == ("holds", "ViN / ViT: 0.333")
+    mixer = less | {"better": "FNet", "worse": "ViN", "quantity": "step_mb_written_out"}
+    assert claims.verdict(row(**mixer), nothing) == ("holds", "FNet / ViN: 0.500")
+
+
+def test_no_claim_of_memory_waits(ledger):
+    own = ledger[ledger["quantity"].isin(claims.STEPS)]
+    assert len(own) > 10
+    assert not claims.runs(own)
+    for name, asked in own.groupby("claim"):
+        said = claims.verdict(asked.iloc[0], records(ViT=[]))[0]
+        assert said in ("holds", "does not hold"), name
+    both = own.assign(of=own["claim"].str.removesuffix("-fused")).groupby("of")["quantity"]
+    split = both.agg(set).drop("mixers-memory")  # which compares no softmax
+    assert all(found == set(claims.STEPS) for found in split)
+
+
 def test_memory_decides_by_one_record():
     less = {"quantity": "peak_memory_mb", "test": "ratio <= margin", "seeds": "1"}
     have = records("peak_memory_mb", ViT=[700.0], ViN=[100.0], ViP=[300.0])
@@ -196,7 +224,7 @@ def test_overrides_of_a_row():
     few = row(dataset="cifar10 train_images=5000,epochs=250")
     have = records(ViT=T, ViN=ABOVE)
     assert claims.verdict(few, have)[0] == "not tested yet"
-    have["name"] += ".train_images=5000.epochs=250"
+    have["name"] += ".epochs=250.train_images=5000"
     assert claims.verdict(few, have)[0] == "holds"
 
 

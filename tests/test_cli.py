@@ -49,8 +49,8 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
     wild += ["--set", "epochs=2", "--set", "train_images=500"]
     assert main(wild) == 1
     lines = told(capsys)
-    record = root / "build/quick/records/ViN.digits.fair.seed0.lr=1000000.0.epochs=2"
-    record = record.with_name(record.name + ".train_images=500.json")
+    record = root / "build/quick/records/ViN.digits.fair.seed0.epochs=2"
+    record = record.with_name(record.name + ".train_images=500.lr=1000000.0.json")
     said = "diverged in epoch 1, step 2, at learning rate 1e+06; last good checkpoint: none"
     first = f"{record.stem}: {said}; recorded in {record}"
     assert lines[0] == f"run 1 of 2, {first}; 1 left"
@@ -58,7 +58,7 @@ def test_divergence_is_told_and_recorded_once(root, capsys):
     assert json.loads(record.read_text())["status"] == "diverged"
     before = record.stat().st_mtime_ns
     assert main(wild) == 1
-    assert told(capsys)[0] == f"{first}; --again trains it anew"
+    assert told(capsys)[0] == f"run 1 of 2, {first}; --again trains it anew; 1 left"
     assert record.stat().st_mtime_ns == before
     assert main([*wild, "--again"]) == 1
     assert told(capsys) == lines

@@ -83,6 +83,24 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path, suffix):
     assert np.array_equal(hwc(read_image(tmp_path / f"a.{suffix}")), wanted)
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4)])
+def test_colours_of_sixteen_bits(tmp_path, kind, channels):
+    """A PNG by its specification: PIL writes none."""
+    deep = np.random.default_rng(2).integers(0, 65536, (6, 4, channels))
+
+    def chunk(name, content):
+        ends = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(name + content))
+        return ends[0] + name + content + ends[1]
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 6, 16, kind, 0, 0, 0))
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    parts = b"\x89PNG\r\n\x1a\n", head, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"".join(parts))
+    share = deep[..., 3:] / 65535 if channels == 4 else 1
+    wanted = deep[..., :3] / 257 * share + 255 * (1 - share)
+    assert np.abs(hwc(read_image(tmp_path / "a.png")) - wanted).max() < 2
+
+
 @pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (60, 60), (8, 12)])
 def test_the_largest_middle_window_is_scaled(height, width):
     """Cut, then antialiased by torch: another implementation."""

@@ -103,12 +103,16 @@ def test_a_signal_stops_in_the_middle_of_an_epoch(root, whole, monkeypatch, caps
 def test_a_second_signal_ends_at_once(root, monkeypatch):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.wait(5)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
         pytest.fail("it went on")
 
     at_step(monkeypatch, twice)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
     with pytest.raises(KeyboardInterrupt):
         perform_all(QUEUE)
+    signal.signal(signal.SIGINT, before)
     state = torch.load(files(FIRST).checkpoint, weights_only=True)["state"]
     assert (state["epoch"], state["step"]) == (1, 0)  # the last that was whole
 
@@ -232,6 +236,7 @@ def test_what_cannot_be_asked_ends_a_queue(root, monkeypatch, forked, workers):
 
 
 def test_a_killed_worker_costs_its_run(root, monkeypatch, forked, capfd):
+    assert {run.tokens for run in QUEUE} == {64}  # else torch is at work here while workers fork
     fails(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL), QUEUE[0])
     assert perform_all(QUEUE, workers=2) == (1, 0)
     assert [files(run).record.exists() for run in QUEUE] == [False, True, True]
@@ -584,6 +589,23 @@ def test_a_lock_is_one_for_all_threads(tmp_path):
     """What `find` and `_claim` rely on."""
     with FileLock(tmp_path / "x"), pytest.raises(Timeout), FileLock(tmp_path / "x", timeout=0):
         pass
+
+
+def test_a_lock_that_goes_while_one_waits_is_taken_anew(tmp_path):
+    """What lets them remove it; from filelock 3.21 on without a gap."""
+    path, seen = tmp_path / "x", []
+
+    def wait():
+        with FileLock(path):
+            seen.append(path.exists())
+
+    with FileLock(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        path.unlink()
+    thread.join()
+    assert seen == [True]
 
 
 def test_no_folder_of_a_queue_is_left_half_made(root):

@@ -18,7 +18,7 @@ from vixlib.paper.runs import Run
 from vixlib.paper.training import perform
 
 QUICK = ["--image-size", "16", "--set", "dim=32", "--set", "depth=1"]
-NAME = "ViN.photos.annealed.seed0.image_size=16.epochs=5.dim=32.depth=1"
+NAME = "ViN.photos.own.seed0.dim=32.depth=1.image_size=16.epochs=5"
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,19 @@ def project(trained, monkeypatch):
 
 def test_a_line_an_epoch_and_where_the_weights_are(trained):
     root, said = trained
-    assert len(said) == 6
-    assert all(line.startswith(f"{NAME}: epoch {i}/5, ") for i, line in enumerate(said[:5], 1))
+    assert len(said) == 7
+    folder = root / "photos"
+    shown = "240 images to train on, 60 held out, 3 classes (circle, square, triangle)"
+    assert said[0] == f"{folder}: {shown}"
+    place = f"run 1 of 1, {NAME}: "
+    assert all(line.startswith(f"{place}epoch {i}/5, ") for i, line in enumerate(said[1:6], 1))
     weights = root / "build/own/weights" / f"{NAME}.safetensors"
-    assert said[5].endswith(f"; 3 classes (circle, square, triangle); weights in {weights}")
+    record = root / "build/own/records" / f"{NAME}.json"
+    top1 = json.loads(record.read_text())["top1"]
+    told = f"top-1 {top1:.2f} %, recorded in {record}, weights in {weights}; 0 left"
+    assert said[6] == place + told
     assert weights.exists()
     assert not list(root.glob("build/own/checkpoints/*"))
-    top1 = float(said[5].split("top-1 ")[1].split(" %")[0])
     assert top1 > 60  # of three classes
     model = vixlib.load(weights)
     assert (model.system, model.classes, model.size) == ("ViN", CLASSES, (16, 16))
@@ -110,7 +116,7 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     photos = folder(tmp_path / "few", 10)
     command = ["train", "FNet", "--data", str(photos), *QUICK, "--epochs", "2"]
     assert main([*command, "--minutes", "0.00001"]) == 3
-    assert "out of time" in capsys.readouterr().out
+    assert "time is up" in capsys.readouterr().out
     assert not list(tmp_path.glob("build/own/checkpoints/*"))  # nothing was done yet
 
     calls = itertools.count()
@@ -129,7 +135,11 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     more = ["train", "ViN", "--data", str(photos), "--image-size", "24", "--epochs", "1"]
     more += ["--best", "--mix", "cutmix", "--label-smoothing", "0.1", "--class-weights", "balanced"]
     assert main([*more, "--start", str(start), "--patience", "3", "--batch", "9"]) == 0
-    assert vixlib.load(capsys.readouterr().out.split("weights in ")[1].strip()).size == (24, 24)
+    path = capsys.readouterr().out.split("weights in ")[1].split("; ")[0]
+    assert vixlib.load(path).size == (24, 24)
+    for name in ("none.safetensors", "ViN.none.own.seed0"):
+        assert main([*more, "--start", name]) == 2
+        assert name in capsys.readouterr().err
     assert main(["train", "ViP", "--data", str(photos), *QUICK, "--start", str(start)]) == 2
     assert "--start: expected weights of ViP, got those of ViN" in capsys.readouterr().err
     assert main(["train", "FNet", "--data", str(photos), *QUICK, "--set", "lr=1e9"]) == 1
@@ -159,9 +169,9 @@ BAD = [
     (["predict", "ViN", "a.png", "--top", "0"], "--top: expected at least 1, got 0"),
     (["export", "ViN", "a.onnx"], "train them: vix train ViN"),
     (["export", "ViN"], "arguments are required: out"),
-    (["train", "ViN", "--best"], "--best: only with a folder of your own images as --data"),
-    (["train", "ViN", "--image-size", "16"], "--image-size: only with a folder of your own"),
-    (["list", "--profile", "huge"], "unknown profile 'huge'; legal: quick, laptop, study, paper"),
+    (["train", "ViN", "--best"], "best, patience: they would choose on test images"),
+    (["train", "ViN", "--profile", "own"], "unknown dataset 'own'; legal: digits, "),
+    (["list", "--profile", "huge"], "unknown profile 'huge'; legal: quick, laptop, study, paper, "),
 ]
 
 

@@ -20,6 +20,8 @@ from vixlib.errors import BadInput, DataError
 from vixlib.images import read_image
 from vixlib.train import evaluate, fit, judged
 
+PARTS = ("train_images", "train_labels", "test_images", "test_labels")
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
@@ -27,7 +29,7 @@ def photos(tmp_path_factory):
 
 
 def same(one, other):
-    return all(getattr(one, part).equal(getattr(other, part)) for part in data.PARTS)
+    return all(getattr(one, part).equal(getattr(other, part)) for part in PARTS)
 
 
 def by_hand(root, size=(16, 16)):
@@ -170,6 +172,17 @@ def test_tensors():
         with pytest.raises(BadInput, match=message) as caught:
             dataset(bad)
         assert "\n" not in str(caught.value)
+
+
+def test_labels_beyond_the_classes_and_shares_beyond_all_are_refused():
+    with pytest.raises(BadInput, match="labels: expected 0 to 1, got 0 to 2"):
+        dataset(Named(torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.arange(9) % 3))
+    with pytest.raises(BadInput, match="images: expected at most 7 images, got 12"):
+        dataset(Coloured(8), size=8, test_share=1.5)
+
+
+class Named(TensorDataset):
+    classes = "red", "green"
 
 
 class Endless(IterableDataset):

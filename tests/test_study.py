@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vixlib.errors import BadInput
-from vixlib.paper import figures, runs, study
+from vixlib.paper import figures, runs, study, training
 from vixlib.paper.runs import Run, arm, queue, registered
 
 REGISTER = study.register().set_index("hypothesis", drop=False)
@@ -27,6 +27,10 @@ def simulated(effects, noise=0.3, seed=0):
 
 def nothing(run):
     return 0.0
+
+
+def rotary(name):
+    return "RoPE" in name
 
 
 def test_a_text_names_a_run():
@@ -130,6 +134,36 @@ def test_what_is_not_registered_is_refused():
         study.arms(row)
     with pytest.raises(BadInput, match="part"):
         study.arms(row | {"part": "Z"})
+    for compares, said in [
+        ("positions: rotary", "unknown factor 'positions'"),
+        ("position: rotated", "unknown level 'rotated'"),
+        ("mechanism: linformer", "unknown level 'linformer'"),  # not of this part
+    ]:
+        with pytest.raises(BadInput, match=said):
+            study.arms(row | {"part": "C1", "compares": compares})
+
+
+def test_a_factorial_weighs_all_its_arms():
+    """A main effect is a mean of 8 minus a mean of 8; an interaction a difference of such."""
+
+    def weights(name):
+        weighed = study.arms(REGISTER.loc[name].to_dict())
+        assert [len(runs) for _, runs in weighed] == [3] * 16
+        return {runs[0].system: weight for weight, runs in weighed}
+
+    rope = weights("rope")
+    assert {name for name, weight in rope.items() if weight == 1 / 8} == {*filter(rotary, rope)}
+    assert sum(rope.values()) == 0
+    better = weights("nystrom-better")
+    assert {better["ViN"], better["HybridViN-RoPE"]} == {1 / 4}
+    assert {better["ViT"], better["HybridViT"]} == {-1 / 4}
+    assert {better["ViL"], better["ViP"]} == {0}
+    both = weights("convolution-for-nystrom")
+    assert both["HybridViN"] == both["ViT-RoPE"] == 1 / 2
+    assert both["ViN"] == both["HybridViT"] == -1 / 2
+    assert both["HybridViL"] == 0
+    effect = study.effect(REGISTER.loc["rope"].to_dict(), simulated(nothing))
+    assert effect.freedom == 2 * 15
 
 
 def test_the_study_sees_all_of_cifar10():
@@ -230,6 +264,13 @@ def test_the_rate_is_that_of_the_rule():
     assert study.chosen_rate(study.rates(records())) == 0.0005
     assert study.chosen_rate(study.rates(records().iloc[1:])) is None
     assert study.rates(records()).loc["ViT", 0.0005] == pytest.approx(40.6)
+
+
+def test_what_follows_part_0_trains_at_the_rate_that_it_chose():
+    """As soon as all of its records are there."""
+    rate = study.chosen_rate(study.rates(training.read(registered()["0"])))
+    after = [run for part in ("A", "C1", "F", "R", "H") for run in registered()[part]]
+    assert rate is None or {run.settings["lr"] for run in after} == {rate}
 
 
 @pytest.mark.parametrize("there", [1, 0])

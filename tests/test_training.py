@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -353,7 +355,8 @@ def test_a_diverged_run_is_known_and_not_trained_again(wild, root, capsys):
     assert frame["status"].tolist() == ["diverged"]
     assert frame["top1"].isna().all()
     assert files(WILD).record.read_bytes() == written
-    files(WILD).record.write_text(json.dumps(wild[0] | {"fingerprint": [0.0] * 80}))
+    other = {"fingerprint": [0.0] * 80, "code": "other"}
+    files(WILD).record.write_text(json.dumps(wild[0] | other))
     assert load(WILD)["status"] == "stale"
     assert unfinished([WILD]) == [WILD]
     files(WILD).record.write_text(json.dumps({k: v for k, v in wild[0].items() if k != "status"}))
@@ -403,7 +406,8 @@ def test_read_trains_when_asked_and_reads_the_second_time(root, capsys):
 
 
 def test_a_record_of_other_code_is_stale(record, root):
-    changed = record | {"fingerprint": [x + 0.01 for x in record["fingerprint"]]}
+    moved = [x + 0.01 for x in record["fingerprint"]]
+    changed = record | {"fingerprint": moved, "code": "other"}
     atomic_write(files(RUN).record, lambda path: path.write_text(json.dumps(changed)))
     assert load(RUN)["status"] == "stale"
     assert unfinished([RUN]) == [RUN]
@@ -506,8 +510,7 @@ def test_the_queue_holds_every_system_once():
     assert runs.queue("paper")[: len(RESULTS)] == runs.runs(RESULTS, "paper")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize(("name", "precision"), zip(VARIED, cycle(PRECISIONS)))
 def test_a_step_waits_for_nothing(name, precision):
     """The others in `make proof`."""
     assert waits_holds(waits_trial(name, [precision]))
@@ -524,8 +527,8 @@ def test_a_wait_is_seen(monkeypatch):
     assert waits_trial("FNet")["waits"] == {"float32": True, "bfloat16": True}
 
 
-@pytest.mark.parametrize("name", ["ViP", "LeViN"])
-def test_compiled_blocks_learn_the_same(name):
+def test_compiled_blocks_learn_the_same():
+    name = "LeViN"
     model = small(name, **shallow(name)).double()
     compiled, x = copy.deepcopy(model), images()
     compile_blocks(compiled, backend="eager")
@@ -598,3 +601,20 @@ def test_with_few_tokens_all_attentions_are_one_function():
             other = Run(name, "laptop", overrides=(("patch_size", 8),)).build()
         assert torch.equal(vit(images), other(images))
         assert list(vit.state_dict()) == list(other.state_dict())
+
+
+def test_two_ways_to_say_a_run_are_one():
+    said = ("lr", 0.01), ("mechanism.landmarks", 3), ("dim", 16), ("epochs", 2)
+    run = Run("ViN", "quick", overrides=said)
+    assert run == Run("ViN", "quick", overrides=said[::-1])
+    assert run.name == "ViN.digits.fair.seed0.dim=16.epochs=2.lr=0.01.mechanism.landmarks=3"
+    usual = ("dim", 32), ("lr", 1e-3), ("mechanism.iterations", 6), ("epochs", 50)
+    usual += ("batch", 128), ("mix", None), ("mechanism.kernel", 33)
+    assert Run("ViN", "quick", overrides=usual) == Run("ViN", "quick")
+    assert Run("ViL", "quick", overrides=(("mechanism.shared", True),)) == Run("ViL", "quick")
+    other = Run("ViL", "quick", overrides=(("mechanism.shared", False),))
+    assert other.overrides == (("mechanism.shared", False),)
+    assert Run("LeViN", "quick", overrides=(("widths", [32, 48, 64]),)) == Run("LeViN", "quick")
+    released = Run("ViT", "paper", "as-released")
+    again = replace(released, overrides=(("batch", released.settings["batch"]),))
+    assert again == released

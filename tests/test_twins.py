@@ -417,6 +417,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "mutant"), [(name, of) for name in HOSTS for of in MUTANTS[name.split("-")[0]]]
 )

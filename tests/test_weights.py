@@ -166,6 +166,12 @@ def test_files_of_something_else(good, tmp_path):
     state = load_file(good)
     save_file(state, file, {"format": weights.FORMAT, "system": "ViN"})
     assert "their checksum is another" in one_line(file)
+    with safe_open(good, "pt") as opened:
+        about = opened.metadata() | {"normalisation": '{"mean": [0.4], "std": [0.2]}'}
+    del about["sha256"]
+    about["sha256"] = weights._digest(state, about)
+    save_file(state, file, about)
+    assert "expected pixels normalised by" in one_line(file)
     one_line(tmp_path)
     one_line(tmp_path / "nowhere")
 

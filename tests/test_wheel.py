@@ -70,9 +70,9 @@ def vix(request, wheel, tmp_path_factory):
 def test_it_holds_what_is_read_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"vixlib"}
-    read = {"paper.csv", "claims.csv", "study.csv", "study.toml"}
+    read = {"paper.csv", "claims.csv", "step_memory.csv", "study.csv", "study.toml"}
     read |= {"profiles.toml", "recipes.toml", "labels.toml"}
-    assert "vixlib/sources.toml" in names
+    assert {"vixlib/sources.toml", "vixlib/systems.toml"} <= names
     assert {f"vixlib/paper/{name}" for name in read} <= names
     metadata = next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
     text = zipfile.ZipFile(wheel).read(metadata).decode()
@@ -105,20 +105,24 @@ def test_from_a_list_to_a_prediction(vix):
 
 
 @pytest.mark.parametrize(
-    ("missing", "command", "extra"),
+    ("missing", "commands", "extras"),
     [
-        ("pandas", ["list"], "paper"),
-        ("sklearn", ["train", "FNet", "--profile", "quick"], "paper"),
-        ("papermill", ["reproduce"], "notebooks"),
+        (["pandas"], [["list"]], ["paper"]),
+        (
+            ["sklearn", "sklearn.datasets", "papermill"],
+            [["train", "FNet", *TINY, "--seed", "7"], ["reproduce"]],
+            ["paper", "notebooks"],
+        ),
     ],
 )
-def test_what_needs_an_extra_says_so_in_a_line(vix, missing, command, extra):
+def test_what_needs_an_extra_says_so_in_a_line(vix, missing, commands, extras):
     run, _ = vix
-    parts = [missing, "sklearn.datasets"] if missing == "sklearn" else [missing]
-    done = run(command, blocked=parts)
+    done = run(*commands, blocked=missing)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"pip install 'vixlib[{extra}]'" in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(extras)
+    for line, extra in zip(lines, extras, strict=True):
+        assert f"pip install 'vixlib[{extra}]'" in line
 
 
 def test_notebooks_are_of_a_checkout(vix):

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import torch
 
-_found = find_spec("torchvision")
-_folders = _found.submodule_search_locations if _found else []
 try:
-    for _compiled in [file for folder in _folders for file in Path(folder).glob("_C*.so")]:
+    for _compiled in Path(find_spec("torchvision").origin).parent.glob("_C*.so"):
         torch.ops.load_library(str(_compiled))
 except OSError:
     _library = torch.library.Library("torchvision", "DEF")  # kept: the operators vanish with it

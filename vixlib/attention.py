@@ -110,6 +110,9 @@ class Mechanism(nn.Module):
         return f"{self.queries.tokens} queries, {self.keys.tokens} keys, kept {self.kept}"
 
 
+Maker = Callable[..., Mechanism]  # of (heads, dim_head, queries, keys): a class, or its partial
+
+
 def uncast(x: Tensor) -> AbstractContextManager:
     """Autocast switched off where x is; for the meta device there is none."""
     # not torch.amp.is_autocast_available: torch up to 2.11 cannot compile it
@@ -171,8 +174,8 @@ class Linformer(Mechanism):
     def follow(self, twin: Mechanism) -> None:
         (rows, columns, _), (m, n, _) = twin.keys, self.keys
         # the same mixtures over more or fewer places: their sums stay
-        projection = resample(self.projection.detach(), rows, columns) * (m * n / (rows * columns))
-        self.projection = nn.Parameter(projection, self.projection.requires_grad)
+        projection = resample(self.projection.data, rows, columns) * (m * n / (rows * columns))
+        self.projection.data = projection
         super().follow(twin)
 
     def compress(self, x: Tensor) -> Tensor:
@@ -363,12 +366,11 @@ def segment_means(x: Tensor, segments: int) -> Tensor:
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     """Gaussian vectors, orthogonal within each block of `columns` rows."""
-    count = math.ceil(rows / columns)
-    blocks = [nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(count)]
+    blocks = [nn.init.orthogonal_(torch.empty(columns, columns)) for _ in range(0, rows, columns)]
     return torch.cat(blocks)[:rows] * torch.randn(rows, columns).norm(dim=1, keepdim=True)
 
 
-def construct(mechanism: Callable[..., Mechanism], *arguments) -> Mechanism:
+def construct(mechanism: Maker, *arguments) -> Mechanism:
     """mechanism(*arguments); BadType where that is no mechanism."""
     held("mechanism", mechanism, Callable)
     other = isinstance(mechanism, type) and not issubclass(mechanism, Mechanism)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vixlib.errors import CheckpointError
+from vixlib.errors import CheckpointError, refused
 from vixlib.paths import atomic_write
 
 stopping = threading.Event()  # set: every training stops with a checkpoint, as at its deadline
@@ -47,7 +47,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         remedy = "; delete it to begin again"
-        try:
+        with refused(CheckpointError, f"unreadable checkpoint {self.path}{remedy}", Exception):
             read = self.path.read_bytes()
             if hashlib.sha256(read[:-DIGEST]).digest() != read[-DIGEST:]:
                 raise ValueError("its checksum is another")
@@ -58,8 +58,6 @@ class Checkpoint:
             if same:
                 model.load_state_dict(content["model"])
                 optimizer.load_state_dict(content["optimizer"])
-        except Exception as error:
-            raise CheckpointError(f"unreadable checkpoint {self.path}{remedy}") from error
         if not same:
             raise CheckpointError(f"checkpoint {self.path} is of another run or code{remedy}")
         return content["state"]

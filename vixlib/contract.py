@@ -1,13 +1,12 @@
 """What every mechanism must keep, ours or a student's: the tests use this very function."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vixlib.attention import Grid, Mechanism, construct
+from vixlib.attention import Grid, Maker, construct
 from vixlib.errors import checked
 from vixlib.maps import attention_map
 
@@ -23,7 +22,7 @@ class Property(NamedTuple):
 
 
 @checked
-def check_mechanism(mechanism: Callable[..., Mechanism]) -> list[Property]:
+def check_mechanism(mechanism: Maker) -> list[Property]:
     """Build a mechanism on 65 tokens and try it: one row a property, with what was seen.
 
     A mechanism that raises is reported as not holding, with its error.
@@ -39,14 +38,12 @@ def check_mechanism(mechanism: Callable[..., Mechanism]) -> list[Property]:
     return rows
 
 
-def _make(mechanism: Callable[..., Mechanism], queries: Grid = GRID) -> Mechanism:
-    return construct(mechanism, HEADS, WIDTH, queries, GRID).double()
-
-
-def _qkv(made: Mechanism, width: int = WIDTH) -> list[Tensor]:
-    kv, n, m = made.kv_heads or HEADS, made.queries.tokens, made.keys.tokens
+def _made(mechanism: Maker, queries: Grid = GRID, width: int = WIDTH) -> tuple:
+    """The mechanism in float64, and noise for q, k and v."""
+    made = construct(mechanism, HEADS, WIDTH, queries, GRID).double()
+    kv, n, m = made.kv_heads or HEADS, queries.tokens, GRID.tokens
     shapes = (HEADS, n, WIDTH), (kv, m, WIDTH), (kv, m, width)
-    return [torch.randn(BATCH, *shape, dtype=torch.float64) for shape in shapes]
+    return made, *(torch.randn(BATCH, *shape, dtype=torch.float64) for shape in shapes)
 
 
 def _close(got: Tensor, wanted: Tensor, limit: float) -> tuple[bool, str]:
@@ -56,21 +53,20 @@ def _close(got: Tensor, wanted: Tensor, limit: float) -> tuple[bool, str]:
 
 
 def _shapes(mechanism, queries=GRID, width=WIDTH):
-    made = _make(mechanism, queries)
-    got, want = tuple(made(*_qkv(made, width)).shape), (BATCH, HEADS, queries.tokens, width)
+    made, *qkv = _made(mechanism, queries, width)
+    got, want = tuple(made(*qkv).shape), (BATCH, HEADS, queries.tokens, width)
     return got == want, f"{got}" if got == want else f"expected {want}, got {got}"
 
 
 def _finite(mechanism):
-    made = _make(mechanism).float()
-    q, k, v = (t.float() for t in _qkv(made))
-    outs = [made(scale * q, scale * k, v).isfinite().all().item() for scale in (0, 1, 16)]
+    made, *qkv = _made(mechanism)
+    q, k, v = (t.float() for t in qkv)
+    outs = [made.float()(scale * q, scale * k, v).isfinite().all().item() for scale in (0, 1, 16)]
     return all(outs), "at scales 0, 1 and 16"
 
 
 def _alone(mechanism):
-    made = _make(mechanism)
-    qkv = _qkv(made)
+    made, *qkv = _made(mechanism)
     alone, beside = [], []
     for i in range(BATCH):
         others = torch.full((BATCH, 1, 1, 1), 1e3)
@@ -82,15 +78,13 @@ def _alone(mechanism):
 
 
 def _linear(mechanism):
-    made = _make(mechanism)
-    q, k, v = _qkv(made)
+    made, q, k, v = _made(mechanism)
     return _close(attention_map(made, q, k) @ v, made(q, k, v), 1e-9)
 
 
 def _gradients(mechanism):
-    made = _make(mechanism)
-    v = _qkv(made)[2].requires_grad_()
-    out = made(*_qkv(made)[:2], v)
+    made, q, k, v = _made(mechanism)
+    out = made(q, k, v.requires_grad_())
     wanted = {"v": v, **{name: p for name, p in made.named_parameters() if p.numel()}}
     got = torch.autograd.grad(out.square().sum(), list(wanted.values()), allow_unused=True)
     reached = [g is not None and g.isfinite().all() and g.any() for g in got]
@@ -99,10 +93,9 @@ def _gradients(mechanism):
 
 
 def _saved(mechanism):
-    made, other = _make(mechanism), _make(mechanism)
+    (made, *qkv), (other, *_) = _made(mechanism), _made(mechanism)
     other.load_state_dict(made.state_dict())
-    tensors = _qkv(made)
-    return torch.equal(made(*tensors), other(*tensors)), "a loaded copy gives equal output"
+    return torch.equal(made(*qkv), other(*qkv)), "a loaded copy gives equal output"
 
 
 _PROPERTIES = {

@@ -8,21 +8,18 @@ import math
 import operator
 import os
 import pickle
-import tarfile
+import shutil
 import tomllib
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as Pairs
@@ -30,10 +27,9 @@ from tqdm import tqdm
 
 from vixlib import paths
 from vixlib.download import Source, find, verify
-from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, number, one_of, whole
+from vixlib.errors import BadInput, BadType, DataError, checked, extra, held, one_of, refused, whole
 from vixlib.images import MOST_PIXELS, Size, read_image
 
-PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 TRAIN_EACH, TEST_EACH = 500, 50  # images of a class in Tiny ImageNet
 
 
@@ -42,16 +38,15 @@ class Pictures:
     """Images (n 3 h w) of uint8 that are read whenever they are wanted, since all would not fit.
 
     `source` holds pairs (image, label) and `index` says which of them; a part is taken as of a
-    tensor. `options` are read_image's; `workers` processes read, one is this one. Those that are
-    not `scaled` must have the size.
+    tensor. `options` are read_image's, after which all must have the `size`; so many `workers`
+    read beside this process, or it does.
     """
 
     source: Sequence
     index: Tensor
     size: Size
-    workers: int = 1
-    options: dict = field(default_factory=dict)
-    scaled: bool = True
+    workers: int
+    options: dict
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -61,24 +56,13 @@ class Pictures:
         return len(self.index)
 
     def __getitem__(self, at: int | slice | Tensor) -> "tuple[Tensor, int, str] | Pictures":
-        if isinstance(at, int):
-            return self._tried(int(self.index[at]))
-        return replace(self, index=self.index[at])
-
-    def batches(self, places: Iterable[Tensor]) -> DataLoader:
-        """Pixels (b 3 h w), labels (b) and what is wrong, of each list of places.
-
-        torch's loader; it draws nothing of the global generator.
-        """
-        workers = self.workers if self.workers > 1 else 0
-        options = {"num_workers": workers, "generator": torch.Generator()}
-        return DataLoader(self, batch_sampler=[some.tolist() for some in places], **options)
-
-    def _tried(self, at: int) -> tuple[Tensor, int, str]:
-        """An image with its label and nothing, or with what is wrong with it."""
+        """A part; or an image with its label and nothing, or with what is wrong with it."""
+        if not isinstance(at, int):
+            return replace(self, index=self.index[at])
+        at = int(self.index[at])
         try:
             image, label = self.source[at]
-            pixels = read_image(image, self.size if self.scaled else None, **self.options)
+            pixels = read_image(image, **self.options)
             if pixels.shape[1:] != self.size:
                 name = f"image {at}" if isinstance(image, Tensor | Image.Image) else image
                 wanted = f"expected {self.size}, as the first, or a size to scale to"
@@ -87,6 +71,14 @@ class Pictures:
         except Exception as error:  # of a Dataset of somebody's own, any
             said = "" if isinstance(error, BadInput) else f"image {at}: {type(error).__name__}: "
             return torch.zeros(3, *self.size, dtype=torch.uint8), 0, f"{said}{error}"
+
+    def batches(self, places: Iterable[Tensor]) -> DataLoader:
+        """Pixels (b 3 h w), labels (b) and what is wrong, of each list of places.
+
+        torch's loader; it draws nothing of the global generator.
+        """
+        options = {"num_workers": self.workers, "generator": torch.Generator()}
+        return DataLoader(self, batch_sampler=[some.tolist() for some in places], **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +97,8 @@ class Dataset:
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+        test = self.test_images, self.test_labels
+        for images, labels in ((self.train_images, self.train_labels), test):
             if not isinstance(images, Pictures):
                 check_pixels(images)
             check_labels(labels, len(images), len(self.classes))
@@ -141,8 +133,6 @@ def load(
     nowhere else; with neither from the project's data/, after a download if need be. Loaded once a
     process: do not write into the tensors.
     """
-    if name not in SOURCES and not _is_of_torchvision(name):
-        one_of("dataset", name, SOURCES)
     resolve_device(device)
     folder = folder or os.environ.get("VIXLIB_DATA")
     root = Path(folder).expanduser() if folder else paths.root() / "data"
@@ -151,11 +141,9 @@ def load(
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """A device that can hold numbers, by default the GPU where there is one; else BadInput."""
-    try:
+    with refused(BadInput, f"device {str(device)!r}", RuntimeError, AssertionError):
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=found).item()
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
     return found
 
 
@@ -163,17 +151,13 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
 def _load(name: str, root: Path, size: int | None, download: bool, device: str) -> Dataset:
     source = SOURCES.get(name) or Source(name, kind=name)
     if source.read is None:
-        return replace(_of_torchvision(source, root, size, download, device), name=name)
-    try:
-        train, train_labels, test, test_labels, classes = source.read(source, root, download)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read or unpack {name} in {root}: {error}") from error
-    try:
-        train, test = (_upsample(images, size).to(device) for images in (train, test))
-    except RuntimeError as error:
-        raise BadInput(f"size: {size} does not fit in memory") from error
-    train_labels, test_labels = train_labels.to(device), test_labels.to(device)
-    return Dataset(train, train_labels, test, test_labels, classes, name)
+        parts = _of_torchvision(source, root, download)
+        return replace(dataset(parts, size=size, device=device), name=name)
+    with refused(DataError, f"cannot read or unpack {name} in {root}", OSError):
+        *tensors, classes = source.read(source, root, download)
+    with refused(BadInput, f"size: {size} does not fit in memory", RuntimeError):
+        tensors[::2] = [_upsample(images, size) for images in tensors[::2]]
+        return Dataset(*(tensor.to(device) for tensor in tensors), tuple(classes), name)
 
 
 def _upsample(images: Tensor, size: int | None) -> Tensor:
@@ -184,7 +168,7 @@ def _upsample(images: Tensor, size: int | None) -> Tensor:
     return torch.cat([bilinear(piece.float()).round().byte() for piece in images.split(1000)])
 
 
-def _digits(source: "Source", root: Path, download: bool) -> tuple:
+def _digits(source: Source, root: Path, download: bool) -> tuple:
     with extra("paper"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -196,113 +180,74 @@ def _digits(source: "Source", root: Path, download: bool) -> tuple:
     return images[train], labels[train], images[test], labels[test], source.classes
 
 
-def _cifar(source: "Source", root: Path, download: bool) -> tuple:
+def _cifar(source: Source, root: Path, download: bool) -> tuple:
     from torchvision import datasets  # here: its import takes seconds
 
     kind, found = getattr(datasets, source.kind), root
-    batches = [*kind.train_list, *kind.test_list]  # the test batch is the last
-    if not any((root / file).is_file() for file, _ in batches):
-        found = find(source, _untar, root, download)
-    for file, md5 in (*batches, (kind.meta["filename"], kind.meta["md5"])):
+    files = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    if not any((root / file).is_file() for file in files):
+        found = find(source, shutil.unpack_archive, root, download)
+    for file, md5 in files.items():
         verify(found / file, md5)
     # only now may anything be unpickled: a pickle can run whatever its author likes
-    files = [found / file for file, _ in batches] + [found / kind.meta["filename"]]
-    *raw, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
+    *raw, meta = (pickle.loads((found / file).read_bytes(), encoding="latin1") for file in files)
     images = torch.cat([torch.from_numpy(batch["data"]) for batch in raw]).view(-1, 3, 32, 32)
-    key = "labels" if "labels" in raw[0] else "fine_labels"
-    labels = torch.tensor([label for batch in raw for label in batch[key]])
-    test, classes = len(raw[-1][key]), tuple(meta[kind.meta["key"]])
-    return images[:-test], labels[:-test], images[-test:], labels[-test:], classes
+    known = [batch.get("labels") or batch["fine_labels"] for batch in raw]
+    labels, test = torch.cat([*map(torch.tensor, known)]), len(known[-1])  # the last batch
+    return images[:-test], labels[:-test], images[-test:], labels[-test:], meta[kind.meta["key"]]
 
 
-def _is_of_torchvision(name: str) -> bool:
-    from torchvision import datasets
+def _tiny(source: Source, root: Path, download: bool) -> tuple:
+    """Tiny ImageNet; its validation images, in the order of their annotations, are for testing."""
 
-    kind = getattr(datasets, name, None)
-    return isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)
-
-
-def _of_torchvision(
-    source: "Source", root: Path, size: int | None, download: bool, device: str
-) -> Dataset:
-    """A set of torchvision's in two parts, as its class reads it."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, source.kind)
-    known = inspect.signature(kind.__init__).parameters
-    part, values = ("train", (True, False)) if "train" in known else ("split", ("train", "test"))
-    more = {"download": download} if "download" in known else {}
-    try:
-        made = tuple(kind(root, **{part: value}, **more) for value in values)
-    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
-        raise DataError(f"no {source.title} in {root}: {error}") from error
-    return dataset(made, size=size, device=device)
-
-
-def _untar(archive: Path, into: Path) -> None:
-    with tarfile.open(archive) as tar:
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
-        tar.extractall(into)
-
-
-def _tiny_imagenet(source: "Source", root: Path, download: bool) -> tuple:
-    """The official validation images, in the order of their annotations, are the test images."""
-    kept = find(source, _decode, root, download)
-    try:
-        with safe_open(kept, "pt") as file:  # mapped, not copied
-            tensors = [file.get_tensor(name) for name in PARTS]
-            return *tensors, tuple(file.metadata()["classes"].split("\n"))
-    except Exception as error:
-        raise DataError(f"unreadable {kept}; delete it to make it anew: {error}") from error
-
-
-def _decode(official: Path, into: Path) -> None:
-    """Tiny ImageNet's archive, read in place, or the folder unpacked from it, as one file."""
-    name = "tiny-imagenet-200"
-    official = official if official.is_dir() else zipfile.Path(official, f"{name}/")
+    def unzip(archive: Path, into: Path) -> None:
+        shutil.unpack_archive(archive, into)
+        (into / "tiny-imagenet-200").rename(into / source.forms[0])
 
     def table(name: str) -> dict[str, str]:  # the first two columns
-        lines = (official / name).read_text(encoding="utf-8", errors="replace").splitlines()
-        return {first: rest.split("\t")[0] for first, _, rest in (x.partition("\t") for x in lines)}
+        lines = (found / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        return dict((*line.split("\t"), "")[:2] for line in lines)
 
+    found = find(source, unzip, root, download)
     labels = {wnid: i for i, wnid in enumerate(sorted(table("wnids.txt")))}
-    words = {wnid: names.split(",")[0] for wnid, names in table("words.txt").items()}
+    words, boxes = table("words.txt"), table("val/val_annotations.txt")
     train = {f"train/{c}/images/{c}_{i}.JPEG": c for c in labels for i in range(TRAIN_EACH)}
-    boxes = table("val/val_annotations.txt")
     test = {f"val/images/{name}": wnid for name, wnid in boxes.items() if wnid in labels}
-    classes = len(SOURCES["tiny-imagenet"].classes)
+    classes = len(source.classes)
     for what, got, expected in (
         ("classes in wnids.txt", len(labels), classes),
         ("of them in words.txt", len(labels.keys() & words), classes),
         ("images of them in val/val_annotations.txt", len(test), classes * TEST_EACH),
     ):
         if got != expected:
-            raise DataError(f"{official} is incomplete: expected {expected} {what}, got {got}")
+            raise DataError(f"{found} is incomplete: expected {expected} {what}, got {got}")
     tensors = []
     for files in (train, test):
-        pairs = [(official / name, labels[wnid]) for name, wnid in files.items()]
-        images, truth, failed = _read(Part(pairs))
-        if failed:
-            raise DataError(f"{official}: {_listed(failed)}")
-        tensors += [images, truth]
-    named = {"classes": "\n".join(words[wnid] for wnid in labels)}
-    made = dict(zip(PARTS, tensors, strict=True))
-    paths.atomic_write(into / f"{name}.safetensors", lambda path: save_file(made, path, named))
+        pairs = [(str(found / name), labels[wnid]) for name, wnid in files.items()]
+        tensors += _read(pairs, None, math.inf, None, most=0)[:2]
+    return *tensors, [words[wnid].split(",")[0] for wnid in labels]
 
 
-def _sources() -> dict[str, Source]:
-    """sources.toml; where it has no names of classes, but their number, they are numbered."""
-    found = {}
-    for name, row in tomllib.loads((paths.PACKAGE / "sources.toml").read_text()).items():
-        classes = row.pop("classes", None) or [f"class {i}" for i in range(row.pop("count"))]
-        found[name] = Source(classes=tuple(classes), read=READERS.get(name), **row)
-    return found
+def _of_torchvision(source: Source, root: Path, download: bool) -> tuple[Pairs, ...]:
+    """A set of torchvision's in two parts, as its class reads it."""
+    from torchvision import datasets
+
+    if source.kind not in datasets.__all__:
+        one_of("dataset", source.kind, SOURCES)
+    kind = getattr(datasets, source.kind)
+    known = inspect.signature(kind).parameters
+    part, values = ("train", (True, False)) if "train" in known else ("split", ("train", "test"))
+    more = {"download": download} if "download" in known else {}
+    with refused(DataError, f"no {source.title} in {root}", Exception):
+        return tuple(kind(root, **{part: value}, **more) for value in values)
 
 
-READERS = {"digits": _digits, "tiny-imagenet": _tiny_imagenet} | dict.fromkeys(
-    ("cifar10", "cifar100"), _cifar
-)
-SOURCES = _sources()
+READERS = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "tiny-imagenet": _tiny}
+SOURCES = {}
+for _name, _row in tomllib.loads((paths.PACKAGE / "sources.toml").read_text()).items():
+    # where the archive alone has the names of classes, they are numbered
+    _classes = _row.pop("classes", None) or [f"class {i}" for i in range(_row.pop("count"))]
+    SOURCES[_name] = Source(classes=tuple(_classes), read=READERS.get(_name), **_row)
 
 
 # ---- one's own images ----
@@ -335,36 +280,27 @@ def dataset(
     size = (size, size) if isinstance(size, int) else size
     if size is not None and len([whole("size", side) for side in size]) != 2:
         raise BadInput(f"size: expected an int or (height, width), got {size}")
-    if isinstance(source, str | Path):
-        parts, name = folder_parts(Path(source).expanduser()), Path(source).resolve().name
-    else:
-        parts, name = _parts(source if isinstance(source, tuple) else (source,)), "own images"
+    folder = isinstance(source, str | Path)
+    name = Path(source).resolve().name if folder else "own images"
+    parts = folder_parts(Path(source).expanduser()) if folder else _parts(source)
     room, read, skipped = int(gigabytes * 1e9) // len(parts), [], []
-    for part in parts:
-        images, labels, failed = _read(part, size, room, workers, most_pixels=most_pixels)
-        size, skipped = images.shape[2:], [*skipped, *failed]
+    for pairs, _, top in parts:
+        images, labels, bad = _read(pairs, size, room, workers, within=top, most_pixels=most_pixels)
+        size, skipped = images.shape[2:], [*skipped, *bad]
         read += [images.to(device) if isinstance(images, Tensor) else images, labels.to(device)]
     if skipped:
         warnings.warn(f"{name}: skipped {_listed(skipped)}", stacklevel=3)
-    numbers = range(1 + max(int(labels.max()) for labels in read[1::2]))
-    classes = tuple(map(str, parts[0].classes or numbers))
-    counts = read[1].bincount(minlength=len(classes)).tolist()
-    missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if missing:
+    classes = tuple(map(str, parts[0][1] or range(1 + int(torch.cat(read[1::2]).max()))))
+    seen = {*read[1].tolist()}
+    if missing := [name for number, name in enumerate(classes) if number not in seen]:
         raise DataError(f"{name}: no image to train on of class {', '.join(missing):.200}")
     found = Dataset(*read, *read[: 4 - len(read)], classes, name, tuple(skipped))
-    if len(read) == 4:
-        return found
-    share = round(number("test_share", test_share, below=1) * len(read[1]))
-    return held_out(found, max(1, share), seed=seed)
+    share = max(1, round(test_share * len(read[1])))
+    return held_out(found, share, seed=seed) if len(parts) == 1 else found
 
 
-class Part(NamedTuple):
-    """Pairs (image, label), for training or for testing; those of files perhaps of a folder."""
-
-    pairs: Sequence
-    classes: Sequence[str] = ()
-    root: str | Path | None = None
+# pairs (image, label), for training or for testing, their classes, and where all files must be
+Part = tuple[Sequence, Sequence[str], str | Path | None]
 
 
 def folder_parts(root: Path) -> list[Part]:
@@ -387,23 +323,21 @@ def folder_parts(root: Path) -> list[Part]:
         ]
         if not files:
             raise DataError(f"no images in {part}")
-        found.append(Part(files, classes, root))
+        found.append((files, classes, root))
     return found
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    try:
-        return {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
-    except OSError as error:
-        raise DataError(f"no folder of images in {root}: {error.strerror}") from error
+    with refused(DataError, f"no folder of images in {root}", OSError):
+        return {p.name: p for p in root.iterdir() if p.is_dir() and p.name[0] != "."}
 
 
-def _parts(given: tuple) -> list[Part]:
+def _parts(source: Pairs | tuple) -> list[Part]:
     """One or two torch Datasets; an ImageFolder as its files, which its loader would not turn."""
-    from torchvision.datasets import DatasetFolder
-    from torchvision.datasets.folder import default_loader
+    from torchvision.datasets import DatasetFolder, folder
 
-    if given and all(isinstance(each, Tensor) for each in given):
+    given = source if isinstance(source, tuple) else (source,)
+    if all(isinstance(each, Tensor) for each in given):
         lengths = [len(each) for each in given]
         if lengths[::2] != lengths[1::2]:
             raise BadInput(f"data: expected labels for each tensor of images, got {lengths}")
@@ -414,17 +348,19 @@ def _parts(given: tuple) -> list[Part]:
         raise BadType(f"data: expected {wanted}, got {got or 'nothing'}")
     found = []
     for each in given:
-        plain = isinstance(each, DatasetFolder) and each.loader is default_loader
+        plain = isinstance(each, DatasetFolder) and each.loader is folder.default_loader
         pairs = each.samples if plain and each.transforms is None else each
-        found.append(Part(pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
+        found.append((pairs, getattr(each, "classes", ()), getattr(each, "root", None)))
     return found
 
 
 def _read(
-    part: Part, size: Size | None = None, room: float = math.inf, workers: int | None = 1, **options
+    pairs: Sequence, size: Size | None, room: float, workers: int | None, most=0.01, **options
 ) -> tuple[Tensor | Pictures, Tensor, list[str]]:
-    """Images and labels of one part, all tried once, and what was wrong with those left out."""
-    pairs = part.pairs
+    """Images and labels of one part, all tried once, and what was wrong with those left out.
+
+    DataError if they are more than the share `most`.
+    """
     if not hasattr(pairs, "__len__"):
         raise BadType(f"data: expected Datasets of a known length, got {type(pairs).__name__}")
     count = whole("number of images", len(pairs))
@@ -433,10 +369,12 @@ def _read(
         numbers = labels.dtype == torch.int64 and labels.ndim == 1 and labels.min() >= 0
         if numbers and images.shape[1:] == (3, *(size or images.shape[2:])):  # as they are
             return images, labels, []
-    options["within"] = part.root
-    workers = workers or ((os.cpu_count() or 1) if count >= 1000 else 1)
+    if isinstance(pairs, list):
+        pairs = np.rec.fromrecords(pairs)  # of Python's own objects each worker would make copies
+    options["size"] = size
     fixed = size or tuple(read_image(pairs[0][0], **options).shape[1:])
-    images = Pictures(pairs, torch.arange(count), fixed, workers, options, scaled=size is not None)
+    workers = workers or (os.cpu_count() if count >= 1000 else 1)
+    images = Pictures(pairs, torch.arange(count), fixed, workers if workers > 1 else 0, options)
     tried = images.batches(images.index.split(64))
     labels, said = [], []
     if math.prod(images.shape) <= room:
@@ -447,7 +385,7 @@ def _read(
         labels.append(truth)
         said += wrong
     failed = [text for text in said if text]
-    if len(failed) > count / 100:
+    if len(failed) > most * count:
         raise DataError(f"of {count} images {_listed(failed)}")
     labels, good = torch.cat(labels), [i for i, text in enumerate(said) if not text]
     return (images[good], labels[good], failed) if failed else (images, labels, [])
@@ -517,7 +455,9 @@ def subset(
     parts = {}
     for part, n in {"train": train, "test": test}.items():
         if n is not None:
-            parts |= _taken(dataset, part, part, _drawn(dataset, part, part, n, seed)[0])
+            images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+            kept, _ = _drawn(part, n, labels, len(labels), seed)
+            parts |= {f"{part}_images": images[kept], f"{part}_labels": labels[kept]}
     return replace(dataset, **parts)
 
 
@@ -527,26 +467,18 @@ def held_out(dataset: Dataset, images: int, *, seed: int = 0) -> Dataset:
 
     Each class has its share; they are no longer trained on. BadInput if none would be left.
     """
-    held, rest = _drawn(dataset, "train", "images", images, seed, spare=1)
-    parts = _taken(dataset, "train", "train", rest) | _taken(dataset, "train", "test", held)
-    return replace(dataset, **parts)
+    pixels, labels = dataset.train_images, dataset.train_labels
+    held, rest = _drawn("images", images, labels, len(labels) - 1, seed)
+    kept = {"train_images": pixels[rest], "train_labels": labels[rest]}
+    return replace(dataset, **kept, test_images=pixels[held], test_labels=labels[held])
 
 
-def _drawn(
-    dataset: Dataset, part: str, name: str, n: int, seed: int, spare: int = 0
-) -> tuple[Tensor, Tensor]:
-    """`n` places of a part, each class in its share, and all others, in the dataset's order."""
-    labels = getattr(dataset, f"{part}_labels")
-    if whole(name, n) > len(labels) - spare:
-        raise BadInput(f"{name}: expected at most {len(labels) - spare} images, got {n}")
+def _drawn(name: str, n: int, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The places of `n` images, each class in its share, and of all others, in their order."""
+    if whole(name, n) > most:
+        raise BadInput(f"{name}: expected at most {most} images, got {n}")
     order = _stratified(labels, seed)
     return order[:n].sort().values, order[n:].sort().values
-
-
-def _taken(dataset: Dataset, part: str, into: str, places: Tensor) -> dict[str, Tensor | Pictures]:
-    """Images and labels at some places of a part."""
-    kinds = "images", "labels"
-    return {f"{into}_{kind}": getattr(dataset, f"{part}_{kind}")[places] for kind in kinds}
 
 
 def _stratified(labels: Tensor, seed: int = 0) -> Tensor:
@@ -554,5 +486,10 @@ def _stratified(labels: Tensor, seed: int = 0) -> Tensor:
     here, labels = labels.device, labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels[order]
-    rank = F.one_hot(shuffled).cumsum(0).gather(1, shuffled[:, None]).squeeze(1)
-    return order[(rank / shuffled.bincount()[shuffled]).argsort(stable=True)].to(here)
+    by_class, counts, rank = (
+        shuffled.argsort(stable=True),
+        shuffled.bincount(),
+        torch.empty_like(order),
+    )
+    rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[shuffled[by_class]] + 1
+    return order[(rank / counts[shuffled]).argsort(stable=True)].to(here)

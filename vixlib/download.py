@@ -44,24 +44,22 @@ class Source(NamedTuple):
 
 
 def find(source: Source, unpack: Callable, root: Path, download: bool) -> Path:
-    """The first form of a dataset in `root`: there, or made whole of a later one or a download.
+    """A dataset's folder in `root`, perhaps just unpacked from the archive there or a download.
 
-    It is made by one process at a time, in the project's data/ where `root` is read-only.
+    That is made by one process at a time, in the project's data/ where `root` is read-only.
     """
     forms, archive = source.forms, source.forms[1]
-    kept = root / forms[0]
     official = next((root / form for form in forms if (root / form).exists()), None)
-    if official == kept:
-        return kept
+    if official and official.name != archive:
+        return official
     if official is None and not download:
         looked = f"looked for {', '.join(forms)}; name its folder: --data DIR"
         raise DataError(f"no {source.title} in {root}: {looked}")
-    if official and official.is_file():
+    if official:
         verify(official, source.md5, source.size)
-    if official and not os.access(root, os.W_OK):
-        root, kept = paths.root() / "data", paths.root() / "data" / forms[0]
+        root = root if os.access(root, os.W_OK) else paths.root() / "data"
     check_room(root, source.size)
-    lock, prefix = root / f".{archive}.lock", f"unfinished-{archive}-"
+    kept, lock, prefix = root / forms[0], root / f".{archive}.lock", f"unfinished-{archive}-"
     with FileLock(lock):
         try:
             for left in root.glob(f"{prefix}*"):  # by a process that was killed
@@ -88,36 +86,31 @@ def verify(file: Path, md5: str, size: int = 0) -> None:
 
 
 def _download(source: Source, archive: Path) -> Path:
-    """The official archive from the first mirror that has it; DataError if none does."""
-    failures = []
+    """The official archive from the first mirror that has it, over TRIES connections if they break.
+
+    DataError if none has.
+    """
+    failures = {}
     for url in filter(None, (os.environ.get("VIXLIB_MIRROR"), *source.mirrors)):
-        try:
-            _fetch(url, archive, source.size)
-            verify(archive, source.md5)
-            return archive
-        except (OSError, ValueError, HTTPException) as error:
-            failures.append(f"{url}: {' '.join(str(error).split())}")
-            archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of it
+        end = time.monotonic() + LIMIT
+        for _ in range(TRIES):
+            try:
+                _receive(url, archive, source.size, end)
+                verify(archive, source.md5)
+                return archive
+            except (OSError, ValueError, HTTPException) as error:
+                failures[url] = f"{url}: {' '.join(str(error).split())}"
+                if isinstance(error, HTTPError | ValueError):  # as it will be next time
+                    break
+        archive.unlink(missing_ok=True)  # the next mirror goes on with nothing of it
     wanted = f"{source.title} could not be downloaded; with a copy at hand: --data DIR"
-    raise DataError(f"{wanted} ({'; '.join(failures)})")
-
-
-def _fetch(url: str, file: Path, size: int) -> None:
-    """A file of so many bytes from one mirror, over TRIES connections if they break."""
-    end = time.monotonic() + LIMIT
-    for left in reversed(range(TRIES)):
-        try:
-            return _receive(url, file, size, end)
-        except (OSError, HTTPException) as error:
-            if not left or isinstance(error, HTTPError):  # what a mirror refuses it refuses again
-                raise
+    raise DataError(f"{wanted} ({'; '.join(failures.values())})")
 
 
 def _receive(url: str, file: Path, size: int, end: float) -> None:
     """What is missing of a file, until `end`. OSError: truncated, silent; ValueError: another."""
     have = file.stat().st_size if file.exists() else 0
-    headers = {"User-Agent": "vixlib"} | ({"Range": f"bytes={have}-"} if have else {})
-    request = Request(url, headers=headers)
+    request = Request(url, headers={"User-Agent": "vixlib", "Range": f"bytes={have}-"})
     with urlopen(request, timeout=TIMEOUT) as reply:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0

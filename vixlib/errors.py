@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin
@@ -46,22 +45,19 @@ class MissingExtra(BadInput, ImportError):
     """A package that an extra of vixlib brings is not installed."""
 
 
-@dataclass
 class Diverged(Exception):
     """Training met a loss, weights or scores that are not finite, first in this step (from 1).
 
     `checkpoint` is the last one with finite weights, None without; `curve` what was until then.
     """
 
-    epoch: int
-    step: int
-    lr: float
-    checkpoint: Path | None = None
-    curve: list[dict] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        where = f"epoch {self.epoch}, step {self.step}, at learning rate {self.lr:g}"
-        return f"diverged in {where}; last good checkpoint: {self.checkpoint or 'none'}"
+    def __init__(
+        self, epoch: int, step: int, lr: float, checkpoint: Path | None = None, curve: Sequence = ()
+    ):
+        where = f"epoch {epoch}, step {step}, at learning rate {lr:g}"
+        super().__init__(f"diverged in {where}; last good checkpoint: {checkpoint or 'none'}")
+        self.epoch, self.step, self.lr = epoch, step, lr
+        self.checkpoint, self.curve = checkpoint, curve
 
 
 @contextmanager
@@ -72,6 +68,16 @@ def extra(name: str) -> Iterator[None]:
     except ImportError as error:
         missing = error.name or str(error)
         raise MissingExtra(f"{missing} is missing: pip install 'vixlib[{name}]'") from error
+
+
+@contextmanager
+def refused(kind: type[BadInput], what: str, *errors: type[Exception]) -> Iterator[None]:
+    """What others raise, if it is one of these `errors`, as a `kind` in one line after `what`."""
+    try:
+        yield
+    except errors as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{what}: {said:.300}") from error
 
 
 @contextmanager

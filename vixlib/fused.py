@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vixlib import attention, layers
-from vixlib.attention import Bias, Mechanism, inverse_scale, segment_means, uncast, weights
+from vixlib.attention import Bias, Mechanism, inverse_scale, segment_means, uncast, weights, widened
 
 CACHED = 2**18  # features at a time on a CPU, 1 MB in float32: they stay in a core's own cache
 
@@ -156,7 +156,8 @@ def reflected(x: Tensor) -> Tensor:
 class Fourier(layers.Fourier):
     """FNet's mixing by half of a transform: the other half is its mirror image."""
 
-    transform = staticmethod(lambda x: RealFourier.apply(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return RealFourier.apply(widened(x)).to(x.dtype)
 
 
 class RealFourier(torch.autograd.Function):

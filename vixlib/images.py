@@ -1,7 +1,5 @@
 """Image files, pictures and tensors as pixels: one way for training and for prediction."""
 
-import stat
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vixlib.errors import BadInput, DataError, held
+from vixlib.errors import BadInput, DataError, held, refused
 
 MOST_PIXELS = 64_000_000  # of one image: more is a mistake or an attack
 FORMATS = "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"  # no decoder but these is run
@@ -21,7 +19,7 @@ class BadImage(DataError):
 
 
 def read_image(
-    source: str | Path | zipfile.Path | Image.Image | Tensor,
+    source: str | Path | Image.Image | Tensor,
     size: Size | None = None,
     *,
     most_pixels: int = MOST_PIXELS,
@@ -29,38 +27,31 @@ def read_image(
 ) -> Tensor:
     """An image as uint8 pixels (3 h w), turned as its EXIF says; BadImage if it cannot be.
 
-    Grey of 16 bits is scaled to 8, what is transparent shows white, CMYK becomes RGB, of several
-    frames the first counts. For a `size` (height, width) the largest window of that shape in the
-    middle is scaled, bilinearly and antialiased. More than `most_pixels`, what is no plain file and
-    a link out of the folder `within` are refused. A tensor is (3 h w), (1 h w) or (h w), of bytes
-    or of floats from 0 to 1.
+    Grey of 16 bits is scaled to 8, of colours the upper 8 are taken; what is transparent shows
+    white, CMYK becomes RGB, of several frames the first counts. For a `size` (height, width) the
+    largest window of that shape in the middle is scaled, bilinearly and antialiased. More than
+    `most_pixels`, what is no plain file and a link out of the folder `within` are refused. A tensor
+    is (3 h w), (1 h w) or (h w), of bytes or of floats from 0 to 1.
     """
-    held("image", source, str | Path | zipfile.Path | Image.Image | Tensor)
-    file = not isinstance(source, Image.Image | Tensor)
+    held("image", source, str | Path | Image.Image | Tensor)
+    file = isinstance(source, str | Path)
     name = source if file else f"of type {type(source).__name__}"
     kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours holds, before any decoding
     try:
-        if isinstance(source, Tensor):
-            return _window(_bytes(source), size)
-        if isinstance(source, Image.Image):
-            return _window(_colours(source, most_pixels), size)
-        path = Path(source) if isinstance(source, str) else source
-        if isinstance(path, Path):
-            _check(path, within)
-        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            return _window(_colours(image, most_pixels), size)
-    except Exception as error:  # a broken PNG is a SyntaxError
-        said = f"{' '.join(str(error).split()) or type(error).__name__:.200}"
-        raise BadImage(f"cannot read the image {name}: {said}") from error
+        with refused(BadImage, f"cannot read the image {name}", Exception):
+            if isinstance(source, Tensor):
+                return _window(_bytes(source), size)
+            if not file:
+                return _window(_colours(source, most_pixels), size)
+            target = Path(source).resolve()
+            if target.exists() and not target.is_file():  # opening a pipe would wait for ever
+                raise BadInput("expected a plain file")
+            if within is not None and not target.is_relative_to(Path(within).resolve()):
+                raise BadInput(f"expected a file in {within}, got a link to {target}")
+            with Image.open(target, formats=FORMATS) as image:
+                return _window(_colours(image, most_pixels), size)
     finally:
         Image.MAX_IMAGE_PIXELS = kept
-
-
-def _check(path: Path, within: str | Path | None) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-        raise BadInput("expected a plain file")
-    if within is not None and not path.resolve().is_relative_to(Path(within).resolve()):
-        raise BadInput(f"expected a file in {within}, got a link to {path.resolve()}")
 
 
 def _colours(image: Image.Image, most_pixels: int) -> Image.Image:
@@ -69,12 +60,10 @@ def _colours(image: Image.Image, most_pixels: int) -> Image.Image:
         seen = f"{image.width} x {image.height}"
         raise BadInput(f"expected at most {most_pixels:,} pixels (most_pixels), got {seen}")
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise BadInput("expected pixels of 8 or 16 bits, got floats")
-    if image.mode.startswith("I"):  # "I;16" and the like; older files give it room for 32 bits
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65_535:
-            raise BadInput(f"expected 16 bits of grey, got {grey.min()} to {grey.max()}")
+    if image.mode[0] in "IF":  # grey of 16 bits, "I;16" and the like, perhaps with room for 32
+        grey = np.asarray(image)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65_535:
+            raise BadInput(f"expected 8 or 16 bits, got {grey.dtype} to {grey.max()}")
         image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

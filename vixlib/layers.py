@@ -58,8 +58,7 @@ class Positions(nn.Module):
 
     def follow(self, twin: "Positions") -> None:
         """Positions are resampled as an image, to another's size."""
-        table = resample(self.table.detach(), *twin.table.shape[1:])
-        self.table = nn.Parameter(table, self.table.requires_grad)
+        self.table.data = resample(self.table.data, *twin.table.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.cat([self.prefix, rearrange(self.table, "c r s -> (r s) c")])
@@ -78,9 +77,7 @@ class Rotary(nn.Module):
             raise BadInput(f"dim_head: expected an even number to turn, got {dim_head}")
         self.inv_freq = base ** (-torch.arange(0, dim_head, 2) / dim_head)
         self.trained = grid
-        cos, sin = self.turns(grid)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.cos, self.sin = (nn.Buffer(table, persistent=False) for table in self.turns(grid))
 
     def turns(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the angles of each token of a grid (n d/2)."""
@@ -117,10 +114,10 @@ class OffsetBias(nn.Module):
 
     def move(self, queries: Grid, keys: Grid) -> None:
         """Take other grids; a distance keeps the bias that it had as a share of the image."""
-        table = self.table.detach()
+        table = self.table.data
         rows = stretch(table.shape[1], keys.rows).to(table)
         columns = stretch(table.shape[2], keys.columns).to(table)
-        self.table = nn.Parameter(rows @ table @ columns.T, self.table.requires_grad)
+        self.table.data = rows @ table @ columns.T
         self.of_queries = (self.stride * places(queries)).to(self.of_queries)
         self.of_keys = places(keys).to(self.of_keys)
 
@@ -196,13 +193,8 @@ class Fourier(nn.Module):
     def __init__(self, dim: int, grid: Grid):
         super().__init__()
 
-    @staticmethod
-    def transform(x: Tensor) -> Tensor:
-        """Re F_n x F_c."""
-        return torch.fft.fftn(x, dim=(1, 2)).real
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.transform(widened(x)).to(x.dtype)  # no transform in half precision
+        return torch.fft.fftn(widened(x), dim=(1, 2)).real.to(x.dtype)  # none in half precision
 
 
 class TokenMLP(nn.Module):

@@ -1,6 +1,7 @@
 """What a model looks at: the map of every attention layer as an image, and all layers at once."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -59,13 +60,11 @@ def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
     def see(mechanism: Mechanism, qkv: tuple[Tensor, ...], bias: dict[str, Bias]) -> None:
         seen.append((mechanism, *qkv[:2], bias))
 
-    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
-    handles = [m.register_forward_pre_hook(see, with_kwargs=True) for m in mechanisms]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, Mechanism):
+                hooks.enter_context(module.register_forward_pre_hook(see, with_kwargs=True))
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     size, maps = tuple(images.shape[-2:]), []
     for m, q, k, bias in seen:
         maps.append(AttentionMap(attention_map(m, q, k, **bias), m.queries, m.keys, size))
@@ -115,8 +114,6 @@ def one_query(grid: Grid, size: tuple[int, int], query: tuple[int, int] | str | 
 
 def moved(share: Tensor, old: Grid, new: Grid) -> Tensor:
     """Shares of tokens (b 1 n) on another grid, each at its place; CLS begins where it first is."""
-    if old == new:
-        return share
     prefix, image = share.split([old.prefix_tokens, old.rows * old.columns], -1)
     image = F.interpolate(image.unflatten(-1, old[:2]), size=new[:2], mode="area").flatten(-2)
     image = image * (old.rows * old.columns / (new.rows * new.columns))

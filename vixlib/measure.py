@@ -5,13 +5,14 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vixlib.attention import Grid, Mechanism, construct
+from vixlib.attention import Grid, Maker, construct
 from vixlib.data import check_labels
 from vixlib.errors import checked, held
 from vixlib.train import descend
@@ -39,9 +40,7 @@ def flops(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> int:
 
 
 @checked
-def mechanism_flops(
-    mechanism: Callable[..., Mechanism], tokens: int, *, heads: int = 4, dim_head: int = 32
-) -> int:
+def mechanism_flops(mechanism: Maker, tokens: int, *, heads: int = 4, dim_head: int = 32) -> int:
     """FLOPs of a mechanism alone on one image of `tokens` tokens in a row."""
     grid, shape = Grid(1, tokens), (1, heads, tokens, dim_head)
     return flops(lambda: construct(mechanism, heads, dim_head, grid, grid), shape, shape, shape)
@@ -74,12 +73,9 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with _silence(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
-    now = peak = 0
-    for event in profile.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak / 1e6
+    events = profile.kineto_results.events()
+    changes = (event.nbytes() for event in events if event.name() == "[memory]")
+    return max(accumulate(changes, initial=0)) / 1e6
 
 
 def device_name(device: torch.device) -> str:

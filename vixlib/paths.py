@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-_above = PACKAGE.parent
-CHECKOUT = _above if (_above / "pyproject.toml").exists() else None  # None: installed from a wheel
+# None: installed from a wheel
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else None
 
 
 def root() -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from vixlib.attention import Grid
@@ -79,6 +80,9 @@ def fit(
     data = dataset(data, size=getattr(model, "size", None), device=device)
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput("model: expected a parameter that learns, got none that requires a gradient")
+    number("warm_up", warm_up, below=1)
+    count = len(data.train_images)
+    an_epoch = math.ceil(count / batch)
     mixer = None if mix is None else mixed(mix, len(data.classes))
     how = augmented, precision, cross_entropy(data, class_weights, label_smoothing), mixer
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
@@ -93,14 +97,12 @@ def fit(
     state["sums"] = state["sums"].to(device)
     finite = torch.zeros((), dtype=torch.int64, device=device)  # an epoch's first steps that were
 
-    def diverged(step: int) -> Diverged:
-        kept = checkpoint.path if checkpoint and checkpoint.path.exists() else None
-        return Diverged(state["epoch"] + 1, step, lr, kept, state["curve"])
-
-    def look() -> None:
+    def look(score: float = 0.0) -> None:
         sound = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
-        if finite < state["step"] or not sound:
-            raise diverged(min(int(finite) + 1, state["step"]))
+        if finite < state["step"] or not sound or math.isnan(score):
+            kept = checkpoint.path if checkpoint and checkpoint.path.exists() else None
+            step = min(int(finite) + 1, state["step"])
+            raise Diverged(state["epoch"] + 1, step, lr, kept, state["curve"])
 
     @enough_memory(batch, tokens_of(model))
     def train_epoch() -> None:
@@ -131,9 +133,6 @@ def fit(
             if state["step"] % LOOK == 0:
                 look()
 
-    number("warm_up", warm_up, below=1)
-    count = len(data.train_images)
-    an_epoch = math.ceil(count / batch)
     try:
         while state["epoch"] < epochs and since_best(state["curve"]) < (patience or math.inf):
             began, cpu = time.monotonic(), time.process_time()
@@ -145,8 +144,7 @@ def fit(
                 state["cpu_seconds"] += time.process_time() - cpu
                 look()
             top1, _ = evaluate(model, data, watch, precision=precision, deadline=deadline)
-            if math.isnan(top1):
-                raise diverged(state["step"])
+            look(top1)
             row = {"epoch": state["epoch"] + 1, "loss": loss, "train_accuracy": 100 * accuracy}
             row |= {"top1": top1} | {name: state[name] for name in ("seconds", "cpu_seconds")}
             state["curve"].append({name: round(value, 4) for name, value in row.items()})
@@ -172,9 +170,7 @@ def since_best(curve: list[dict]) -> int:
     return len(seen) - 1 - seen.index(max(seen)) if seen else 0
 
 
-def cross_entropy(
-    data: Dataset, weights: str | Tensor | None, smoothing: float
-) -> nn.CrossEntropyLoss:
+def cross_entropy(data: Dataset, weights: str | Tensor | None, smoothing: float) -> nn.Module:
     """The loss of some classes, with `class_weights` and `label_smoothing` as `fit` has them."""
     number("label_smoothing", smoothing, below=1)
     count, labels = len(data.classes), data.train_labels
@@ -202,7 +198,7 @@ def share_of_rate(step: int, steps: int, warm_up: float, cosine: bool) -> float:
 
 def learn(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     data: Dataset,
     images: Tensor,
     labels: Tensor,
@@ -232,10 +228,7 @@ def mixed(name: str, classes: int) -> nn.Module:
 
 
 def descend(
-    optimizer: torch.optim.Optimizer,
-    logits: Tensor,
-    labels: Tensor,
-    loss_of: Callable = F.cross_entropy,
+    optimizer: Optimizer, logits: Tensor, labels: Tensor, loss_of: Callable = F.cross_entropy
 ) -> Tensor:
     """One step down the loss of logits (b classes) with their gradients; its mean."""
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the loss

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vixlib.data import normalise
-from vixlib.errors import BadInput, CheckpointError, checked, extra
+from vixlib.errors import BadInput, CheckpointError, checked, extra, refused
 from vixlib.images import MOST_PIXELS, read_image
 from vixlib.models.host import Host, resized
 from vixlib.paths import atomic_write
@@ -38,13 +38,9 @@ def save(model: Host, path: str | Path, *, classes: Iterable = ()) -> None:
     names = [*map(str, classes)] or [*getattr(model, "classes", map(str, range(count)))]
     if len(names) != count or any("\n" in name for name in names):
         raise BadInput(f"classes: expected {count} names of one line each, got {len(names)}")
-    try:
-        options = json.dumps(model.asked, default=_told)
-    except TypeError as error:
-        raise BadInput(f"model: cannot write down how it was built: {error}") from error
-    about = {"format": FORMAT, "system": model.system, "options": options}
+    about = {"format": FORMAT, "system": model.system, "classes": "\n".join(names)}
     about |= {"size": json.dumps(model.size), "normalisation": NORMALISATION}
-    about["classes"] = "\n".join(names)
+    about["options"] = json.dumps(model.asked, default=_told)
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     about["sha256"] = _digest(state, about)
     atomic_write(Path(path), partial(save_file, state, metadata=about))
@@ -75,24 +71,21 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
         fresh = {name for name in own.keys() & state if own[name].shape != state[name].shape}
         state |= {name: own[name] for name in fresh}
         names = map(str, range(options["num_classes"]))
-    try:
+    with refused(CheckpointError, f"{path} does not fit what it says it is of", RuntimeError):
         model.load_state_dict(state)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not fit what it says it is of: {said:.300}") from error
     model.classes = tuple(names)
     return model.eval()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
+    with refused(CheckpointError, f"unreadable weights {path}", Exception):
+        state = load_file(path)
         with safe_open(path, "pt") as file:
-            state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except Exception as error:
-        raise CheckpointError(f"unreadable weights {path}: {error}") from error
-    about = about or {}
+            about = file.metadata() or {}
     if about.get("format") != FORMAT or about.get("system") not in SYSTEMS:
         raise CheckpointError(f"unreadable weights {path}: not written by vixlib.save")
+    if about.get("normalisation", NORMALISATION) != NORMALISATION:
+        raise CheckpointError(f"{path}: expected pixels normalised by {NORMALISATION}")
     if about.pop("sha256", "") != _digest(state, about):
         raise CheckpointError(f"damaged weights {path}: their checksum is another")
     return state, about
@@ -110,7 +103,8 @@ def _told(part: object) -> dict:
     """What JSON cannot hold: a class or function by its name, with the options of a partial."""
     kind, options = getattr(part, "func", part), getattr(part, "keywords", {})
     if not hasattr(kind, "__qualname__") or getattr(part, "args", ()):
-        raise TypeError(f"{type(part).__name__} is neither JSON nor a class")
+        wanted = "model: cannot write down how it was built: expected JSON or a class"
+        raise BadInput(f"{wanted}, got {type(part).__name__}")
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "options": options}
 
 
@@ -141,9 +135,7 @@ def predict(
     finite.
     """
     model = load(model) if isinstance(model, str | Path) else model
-    one = isinstance(images, str | Path | Image.Image) or (
-        isinstance(images, Tensor) and images.ndim < 4
-    )
+    one = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4
     images, found, was_training = [images] if one else [*images], [], model.training
     here, model = next(model.parameters()), model.eval()
     try:
@@ -152,11 +144,10 @@ def predict(
             shares = model(normalise(torch.stack(some)).to(here)).float().softmax(-1)
             if not shares.isfinite().all():
                 raise BadInput(f"model: probabilities are not finite, in images {at} and on")
-            names = getattr(model, "classes", range(shares.shape[1]))
-            best = shares.topk(min(top, shares.shape[1]))
-            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                labels = [str(names[place]) for place in places]
-                found.append([*zip(labels, values, strict=True)])
+            names = [*map(str, getattr(model, "classes", range(shares.shape[1])))]
+            for row in shares.tolist():
+                ranked = sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])
+                found.append(ranked[:top])
     finally:
         model.train(was_training)
     return found
@@ -171,9 +162,8 @@ def export(model: Host, path: str | Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's exporter about torch
         images = torch.zeros(2, 3, *model.size)
-        program = torch.export.export(copy, (images,), dynamic_shapes=batch)
         how = {"dynamo": True, "output_names": ["logits"], "verbose": False}
-        made = torch.onnx.export(program, dynamic_shapes={"images": {0: "batch"}}, **how)
+        made = torch.onnx.export(copy, (images,), dynamic_shapes=batch, **how)
     names = "\n".join(getattr(model, "classes", ()))
     made.model.metadata_props.update(classes=names, normalisation=NORMALISATION)
     atomic_write(Path(path), made.save)

@@ -1,6 +1,7 @@
 """Convolutional networks of the same size, not ours: they keep the attentions honest."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,13 +16,9 @@ class ResidualPair(nn.Module):
 
     def __init__(self, before: int, dim: int, stride: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(before, dim, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(dim),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
-            nn.BatchNorm2d(dim),
-        )
+        convolution = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+        first = convolution(before, dim, stride=stride), nn.BatchNorm2d(dim), nn.ReLU()
+        self.layers = nn.Sequential(*first, convolution(dim, dim), nn.BatchNorm2d(dim))
         self.stride, self.new = stride, whole("widths", dim, least=before) - before
 
     def forward(self, x: Tensor) -> Tensor:

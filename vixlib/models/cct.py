@@ -1,11 +1,11 @@
 """CCX: the compact convolutional transformer with any attention (CCT, CCL, CCP, CCN)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism
+from vixlib.attention import Grid, Maker
 from vixlib.fused import Softmax
 from vixlib.layers import FRESH_STD, Positions, Residual, mlp, shrunk, tokens_of
 from vixlib.models.host import Host, TokenMixer, self_attention
@@ -23,7 +23,7 @@ class CCX(Host):
     def __init__(
         self,
         *,
-        mechanism: Callable[..., Mechanism] = Softmax,
+        mechanism: Maker = Softmax,
         mixer: TokenMixer | None = None,
         image_size: int | tuple[int, int] = 32,
         num_classes: int = 10,

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism
+from vixlib.attention import Grid, Maker
 from vixlib.errors import BadInput, equally_long
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import FRESH_STD, Residual, mlp, shrunk, tokens_of
@@ -34,12 +34,7 @@ class ConvolutionalProjection(nn.Module):
 
 
 def convolutional_attention(
-    dim: int,
-    grid: Grid,
-    *,
-    mechanism: Callable[..., Mechanism] = Softmax,
-    dim_head: int = 32,
-    stride: int = 2,
+    dim: int, grid: Grid, *, mechanism: Maker = Softmax, dim_head: int = 32, stride: int = 2
 ) -> MultiHead:
     """A token mixer: convolutional projections, keys and values on every `stride`-th place.
 
@@ -66,7 +61,7 @@ class CvX(Host):
     def __init__(
         self,
         *,
-        mechanism: Callable[..., Mechanism] = Softmax,
+        mechanism: Maker = Softmax,
         mixer: TokenMixer | None = None,
         image_size: int | tuple[int, int] = 32,
         num_classes: int = 10,

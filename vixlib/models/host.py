@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism, construct
+from vixlib.attention import Grid, Maker, Mechanism, construct
 from vixlib.errors import BadInput, BadType, checked, held, renamed, whole
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import Rotary
@@ -18,14 +18,11 @@ TokenMixer = Callable[[int, Grid], nn.Module]  # mixer(dim, grid): (b n c) -> (b
 
 
 def mechanism_for(
-    mechanism: Callable[..., Mechanism],
-    heads: int,
-    dim_head: int,
-    queries: Grid,
-    keys: Grid,
-    dim_value: int | None = None,
+    mechanism: Maker, heads: int, dim_head: int, queries: Grid, keys: Grid, width: int | None = None
 ) -> Mechanism:
     """The mechanism built for these tokens; softmax where they are fewer than 64.
+
+    `width` is that of a value, where it is not that of a key.
 
     Raises BadInput where its rank or landmarks would not be fewer than the tokens, or where it
     cannot take what the host gives: fewer queries than keys, values wider than keys.
@@ -34,7 +31,7 @@ def mechanism_for(
     if max(queries.tokens, keys.tokens) < FEWEST_TOKENS:
         return Softmax(heads, dim_head, queries, keys)
     made = construct(mechanism, heads, dim_head, queries, keys)
-    n, m, e, title = queries.tokens, keys.tokens, dim_value or dim_head, type(made).__name__
+    n, m, e, title = queries.tokens, keys.tokens, width or dim_head, type(made).__name__
     if made.kept is not None and made.kept >= min(n, m):
         asked = f"{title} keeps {made.kept} of {n} queries and {m} keys"
         raise BadInput(f"{asked}: at most {min(n, m) - 1}")
@@ -53,12 +50,7 @@ def mechanism_for(
 
 
 def self_attention(
-    dim: int,
-    grid: Grid,
-    *,
-    mechanism: Callable[..., Mechanism] = Softmax,
-    dim_head: int = 32,
-    rotary: bool = False,
+    dim: int, grid: Grid, *, mechanism: Maker = Softmax, dim_head: int = 32, rotary: bool = False
 ) -> MultiHead:
     """A token mixer: linear projections of the form that the mechanism declares, then the rest."""
     if dim % dim_head:

@@ -1,10 +1,10 @@
 """LeViX: LeViT's shrinking pyramid with any attention (LeViT, LeViL, LeViP, LeViN)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vixlib.attention import Grid, Mechanism
+from vixlib.attention import Grid, Maker
 from vixlib.errors import equally_long, whole
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import LinearNorm, OffsetBias, Residual, Subsample, shrunk, tokens_of
@@ -25,7 +25,7 @@ class LeViX(Host):
     def __init__(
         self,
         *,
-        mechanism: Callable[..., Mechanism] = Softmax,
+        mechanism: Maker = Softmax,
         mixer: TokenMixer | None = None,
         image_size: int | tuple[int, int] = 32,
         num_classes: int = 10,

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vixlib.attention import Mechanism
+from vixlib.attention import Maker
 from vixlib.errors import BadInput
 from vixlib.fused import Softmax
 from vixlib.layers import FRESH_STD, PatchEmbedding, Positions, Residual, mlp, tokens_of
@@ -26,7 +26,7 @@ class ViX(Host):
     def __init__(
         self,
         *,
-        mechanism: Callable[..., Mechanism] = Softmax,
+        mechanism: Maker = Softmax,
         mixer: TokenMixer | None = None,
         embedding: Callable[[int, int], nn.Module] = PatchEmbedding,
         positions: bool = True,

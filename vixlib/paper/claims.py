@@ -6,22 +6,23 @@ one is enough. `dataset` may carry overrides of its runs behind a space; the fir
 are what counts, however many more there are.
 """
 
-import math
+import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from vixlib import paths
-from vixlib.errors import BadInput, checked, held, one_of, whole
+from vixlib.errors import BadInput, checked, held, number, one_of, whole
 from vixlib.paper.records import KNOWN
 from vixlib.paper.runs import Run, arm, counted
-from vixlib.paper.statistics import ONE_SEED, VERDICTS, interval
+from vixlib.paper.statistics import VERDICTS, noise
 
 COLUMNS = [
     *("claim", "says", "source", "profile", "dataset", "quantity"),
     *("better", "worse", "test", "margin", "seeds", "why"),
 ]
-EXACT = "parameters", "flops"  # counted from the model alone, without any record
+STEPS = {"step_mb": ["fused"], "step_mb_written_out": ["written out", "fused"]}  # of softmax
+EXACT = "parameters", "flops", *STEPS  # counted from the model alone, without any record
 JUDGED = "top1", "peak_memory_mb", *EXACT
 TESTS = "difference > margin", "|difference| <= margin", "ratio <= margin"
 HOLDS, FAILS, OPEN, UNTESTED = VERDICTS
@@ -37,7 +38,7 @@ def ledger() -> pd.DataFrame:
 def judgeable(rows: Iterable[Mapping]) -> pd.DataFrame:
     """These rows as a ledger; BadInput names the first that cannot be judged."""
     good = {}
-    for number, row in enumerate(rows, 1):
+    for place, row in enumerate(rows, 1):
         held("claim", row, Mapping)
         name = row.get("claim")
         try:
@@ -45,7 +46,7 @@ def judgeable(rows: Iterable[Mapping]) -> pd.DataFrame:
                 raise BadInput("another row has its name")
             good[name] = _checked(dict(row))
         except (ValueError, TypeError) as error:
-            raise BadInput(f"claims, row {number} ({name}): {error}") from error
+            raise BadInput(f"claims, row {place} ({name}): {error}") from error
     return pd.DataFrame(good.values(), columns=COLUMNS)
 
 
@@ -56,8 +57,7 @@ def _checked(row: dict) -> dict:
     if "ratio" in one_of("test", row["test"].removeprefix("any "), TESTS):
         one_of("quantity of a ratio", row["quantity"], JUDGED[1:])
     row |= {"margin": float(row["margin"]), "seeds": whole("seeds", int(row["seeds"]))}
-    if not math.isfinite(row["margin"]):
-        raise BadInput(f"margin: expected a finite number, got {row['margin']}")
+    number("margin", abs(row["margin"]))
     if len(row["better"].split()) != len(row["worse"].split()):
         raise BadInput("better and worse differ in number: they are pairs")
     trained = {run.settings["dataset"] for run in _runs(row)}
@@ -74,10 +74,10 @@ def runs(rows: pd.DataFrame) -> list[Run]:
 
 
 def _runs(row: Mapping) -> list[Run]:
-    changes = row["dataset"].replace(",", ":").replace(" ", ":").split(":")[1:]
-    names, seeds = dict.fromkeys(f"{row['better']} {row['worse']}".split()), range(row["seeds"])
-    texts = [":".join([name, *changes]) for name in names]
-    return [arm(text, row["profile"], "fair", seed) for text in texts for seed in seeds]
+    _, *changes = re.split("[ ,]", row["dataset"])
+    names = dict.fromkeys(f"{row['better']} {row['worse']}".split())
+    texts, how = [":".join([name, *changes]) for name in names], (row["profile"], "fair")
+    return [arm(text, *how, seed) for text in texts for seed in range(row["seeds"])]
 
 
 def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
@@ -91,18 +91,20 @@ def verdict(row: Mapping, records: pd.DataFrame) -> tuple[str, str]:
     short = [name for name, own in values.items() if len(own) < row["seeds"]]
     if short:
         return UNTESTED, f"{row['seeds']} of each asked, too few of {', '.join(short)}"
-    judged = [_pair(row, values[one], values[other]) for one, other in pairs]
-    words = [word for word, _ in judged]
-    decisive, other = (HOLDS, FAILS) if row["test"].startswith("any ") else (FAILS, HOLDS)
-    word = next((word for word in (decisive, OPEN) if word in words), other)
     sign = "/" if "ratio" in row["test"] else "−"
-    said = [f"{a} {sign} {b}: {text}" for (a, b), (_, text) in zip(pairs, judged, strict=True)]
-    return word, "; ".join(said)
+    judged = {f"{a} {sign} {b}": _pair(row, values[a], values[b]) for a, b in pairs}
+    decisive = min if row["test"].startswith("any ") else max  # the best pair, or the worst
+    word = decisive((word for word, _ in judged.values()), key=[HOLDS, OPEN, FAILS].index)
+    return word, "; ".join(f"{pair}: {text}" for pair, (_, text) in judged.items())
 
 
 def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
     """The quantity of a system, one number a seed; runs that diverged have none, even of memory."""
     quantity, wanted = row["quantity"], [run for run in _runs(row) if run.system == name]
+    if quantity in STEPS:  # as benchmarks/steps.py counted bytes
+        table = pd.read_csv(paths.shipped("step_memory.csv"), index_col=["system", "softmax"])
+        forms = (form for form in STEPS[quantity] if (name, form) in table.index)
+        return table.loc[[(name, next(forms))], "megabytes"]
     if quantity in EXACT:
         return pd.Series([counted(run.build)[quantity] for run in wanted])
     own = records.reindex(columns=["name", "profile", "status", quantity])
@@ -113,13 +115,11 @@ def _values(row: Mapping, name: str, records: pd.DataFrame) -> pd.Series:
 
 def _pair(row: Mapping, better: pd.Series, worse: pd.Series) -> tuple[str, str]:
     """The verdict on one pair, and its number."""
-    one, other, half = better.mean(), worse.mean(), 0.0
+    one, other = better.mean(), worse.mean()
+    half = noise(better, worse) if row["quantity"] == "top1" else 0.0
     value = one / other if "ratio" in row["test"] else one - other
     text = f"{value:.3f}" if "ratio" in row["test"] else f"{value:+,.1f}"
-    if row["quantity"] == "top1":
-        half = math.hypot(interval(better), interval(worse))
-        half = ONE_SEED if math.isnan(half) else half
-        text += f" ± {half:.1f}"
+    text += f" ± {half:.1f}" if row["quantity"] == "top1" else ""
     value = abs(value) if "|" in row["test"] else value
     above, below = value - half > row["margin"], value + half <= row["margin"]
     passed, failed = (above, below) if ">" in row["test"] else (below, above)

@@ -15,15 +15,14 @@ import torch
 
 from vixlib import __version__, list_systems, paths
 from vixlib.attention import Mechanism
-from vixlib.checkpoint import stoppable
 from vixlib.errors import BadInput, RecordError, one_of, whole
 from vixlib.fused import Softmax
-from vixlib.models.host import FEWEST_TOKENS
 from vixlib.paper import own, training
-from vixlib.paper.records import DIFFERENT, load, records_folder, unfinished
+from vixlib.paper.records import DIFFERENT, records_folder, unfinished
 from vixlib.paper.runs import PROFILES, RECIPES, Run, counted, queue, setting
 from vixlib.paper.verify import rebuilt, verify
 from vixlib.systems import system
+from vixlib.train import tokens_of
 
 TYPES = {"int": int, "float": float, "path": Path}  # of options
 
@@ -81,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
             words = shared.get(option, {}) | words
             words["help"] = words["help"].format(**legal)
             words |= {"type": TYPES[words["type"]]} if "type" in words else {}
+            if name := words.pop("setting", ""):  # another way to say --set NAME=VALUE
+                words |= {"action": "append", "dest": "changes", "type": f"{name}={{}}".format}
             sub.add_argument(option, **words)
         sub.set_defaults(command=function, profile=row["profile"])
     return parser
@@ -94,12 +95,11 @@ def _list(options: argparse.Namespace) -> None:
         with torch.device("meta"):
             model = run.build()
         cost = counted(run.build)
-        size = f"{cost['parameters']:>12,}{run.tokens:>8,}{cost['flops'] / 1e6:>10,.1f}"
-        made = [each for each in model.modules() if isinstance(each, Mechanism)]
-        few = sum(each.queries.tokens < FEWEST_TOKENS > each.keys.tokens for each in made)
-        swapped = system(name).mechanism not in (None, Softmax)
-        note = f"  softmax in {few} of {len(made)} layers: few tokens" if few and swapped else ""
-        print(f"{name:18}{size}{note}")
+        print(f"{name:18}{cost['parameters']:>12,}{tokens_of(model):>8,}", end="")
+        print(f"{cost['flops'] / 1e6:>10,.1f}", end="")
+        made = [type(each) for each in model.modules() if isinstance(each, Mechanism)]
+        few = made.count(Softmax) if system(name).mechanism is not Softmax else 0
+        print(f"  softmax in {few} of {len(made)} layers: few tokens" if few else "")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -108,41 +108,27 @@ def _train(options: argparse.Namespace) -> int:
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
-    changes = dict(options.changes)
+    changes, asked = dict(options.changes), {}
+    how = {"device": options.device, "compiled": options.compile}
+    how["start"] = own.weights_file(options.start, options) if options.start else None
     named = options.queue or "dataset" in changes
     if options.data and not named and own.holds_images(Path(options.data)):
-        with stoppable():
-            ends = [own.train(name, options, deadline) for name in options.systems]
-        return next((status for status in (1, 3) if status in ends), 0)
-    for name in own.given(options, *own.SIZES, *own.FIT, "start"):
-        option = name.replace("_", "-")
-        raise BadInput(f"--{option}: only with a folder of your own images as --data")
-    asked = own.given(options, "recipe", "seed")
-    wanted = [Run(name, options.profile, **asked) for name in options.systems]
-    wanted += queue(options.queue) if options.queue else []
+        wanted, how["images"] = own.runs(options)
+        options.again = True  # there may be other images in the folder
+    else:
+        said = {"recipe": options.recipe, "seed": options.seed}
+        asked = {name: value for name, value in said.items() if value is not None}
+        wanted = [Run(name, options.profile, **asked) for name in options.systems]
+        wanted += queue(options.queue) if options.queue else []
     for i, run in enumerate(wanted):
         kept = (pair for pair in run.overrides if pair[0] not in changes)
         wanted[i] = replace(run, overrides=(*kept, *options.changes), **asked)
-    todo, failed = [], 0
-    for run in dict.fromkeys(wanted):
-        try:
-            record = None if options.again else load(run)
-        except RecordError as error:  # which concerns no other run
-            training.note(f"{run.name}: failed: {error}")
-            failed += 1
-            continue
-        if record is None or record["status"] == "stale":
-            todo.append(run)
-            continue
-        failed += record["status"] == "diverged"
-        doubt = "; unverified: `vix verify`" if record["status"] == "unverified" else ""
-        training.note(f"{run.name}: {training.ended(run, record)}{doubt}; --again trains it anew")
-    how = _how(options, todo) | {"device": options.device, "compiled": options.compile}
-    more, left = training.perform_all(todo, deadline=deadline, again=options.again, **how)
+    how |= _how(options, wanted := [*dict.fromkeys(wanted)])
+    failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
     if left:
         why = "time is up" if time.monotonic() > deadline else "another process has begun them"
         training.note(f"{left} left: {why}; the same command goes on")
-    return 1 if failed + more else 3 if left else 0
+    return 1 if failed else 3 if left else 0
 
 
 def _verify(options: argparse.Namespace) -> bool:
@@ -150,13 +136,13 @@ def _verify(options: argparse.Namespace) -> bool:
     if bool(options.records) == bool(options.queue):
         raise BadInput("name records, or a profile with --queue")
     folder = records_folder(options.queue or options.profile)
-    named = [f"{name.removesuffix('.json')}.json" for name in options.records]
-    found = [Path(name) if Path(name).exists() else folder / name for name in named]
+    named = [Path(f"{name.removesuffix('.json')}.json") for name in options.records]
+    found = [path if path.exists() else folder / path for path in named]
+    for path in found:  # what was named is refused before any is trained
+        rebuilt(path)
     found = found or sorted(folder.glob("*.json"))
     if not found:
         raise BadInput(f"no records in {folder}")
-    for path in found if options.records else ():  # what was named is refused before any is trained
-        rebuilt(path)
     torch.set_num_threads(1)
     failed = False
     for path in found:
@@ -171,11 +157,11 @@ def _verify(options: argparse.Namespace) -> bool:
     return failed
 
 
-def _how(options: argparse.Namespace, todo: list[Run]) -> dict:
+def _how(options: argparse.Namespace, wanted: list[Run]) -> dict:
     """What commands that train share: options of perform_all."""
     cores = 1 if torch.cuda.is_available() else os.cpu_count()
     workers = cores if options.workers is None else whole("--workers", options.workers)
-    workers = min(workers, len(todo) or 1)
+    workers = min(workers, len(wanted) or 1)
     return {"workers": workers, "folder": options.data, "dirty": options.dirty}
 
 

@@ -8,22 +8,23 @@ import math
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from einops import rearrange
-from matplotlib import rc_params_from_file, ticker
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.path import Path as Curve
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image as Picture
@@ -31,11 +32,10 @@ from torch import Tensor
 
 from vixlib import paths
 from vixlib.attention import Grid
-from vixlib.data import SOURCES
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.notebook import display
 from vixlib.paper.statistics import interval
-from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost
+from vixlib.paper.tables import COST_LABELS, LABELS, crossings, having, lost, title
 from vixlib.systems import KINDS, MIXERS, SYSTEMS, system
 
 YOURS = "#56B4E9"  # a reader's own mechanism
@@ -46,10 +46,8 @@ ROUND = 1, 2, 5, 10  # digits of ticks
 File = str | Path | None
 
 # the look of every figure and table, the same on every machine
-STYLE = rc_params_from_file(
-    paths.PACKAGE / "paper" / "figures.mplstyle", use_default_template=False
-)
-sns.set_theme(style="ticks", font="DejaVu Sans", rc=STYLE)
+sns.set_theme(style="ticks", font="DejaVu Sans")
+matplotlib.style.use(paths.PACKAGE / "paper" / "figures.mplstyle")
 pd.set_option("display.max_colwidth", None, "display.max_columns", None)
 pd.set_option("display.max_rows", 100, "display.width", 160)
 
@@ -77,11 +75,8 @@ def images(
     caption: str = "",
 ) -> None:
     """Small pictures (b c h w), uint8 or normalised to [-1, 1], ten a row, their labels above."""
-    pictures = _pixels(batch)
-    columns = min(len(batch), 10)
-    rows = math.ceil(len(batch) / columns)
-    height = rows * (min(WIDTH / columns, 0.9) + 0.2) + 0.3
-    fig, axes = _pictures(height, caption, rows, columns)
+    pictures, columns = _pixels(batch), min(len(batch), 10)
+    fig, axes = _pictures(len(batch), columns, min(WIDTH / columns, 0.9) + 0.2, caption)
     for i, (ax, picture) in enumerate(zip(axes, pictures, strict=False)):
         ax.imshow(picture)
         if labels is not None:
@@ -103,8 +98,7 @@ def tokens(
     dots = picture.repeat(4, 0).repeat(4, 1)  # so that a gap may be a quarter of a pixel
     parts = rearrange(dots, "(r p) (c q) k -> (r c) p q k", p=4 * patch, q=4 * patch)
     count = len(parts)
-    if cls:
-        parts = np.concatenate([np.full_like(parts[:1], 115), parts])
+    parts = np.concatenate([np.full_like(parts[:cls], 115), parts])
     sides = (0, -len(parts) % across), (0, patch), (0, patch), (0, 0)
     parts = np.pad(parts, sides, constant_values=255)
     strip = rearrange(parts, "(y x) p q k -> (y p) (x q) k", x=across)
@@ -133,8 +127,7 @@ def attention_maps(
     grid, columns = Grid(*grid), min(max(len(maps), 3), 4)
     if query and not (0 <= query[0] < grid.rows and 0 <= query[1] < grid.columns):
         raise BadInput(f"query: expected a place of {grid}, got {query}")
-    rows = math.ceil(len(maps) / columns)
-    fig, axes = _pictures(rows * (WIDTH / columns + 0.5) + 0.3, caption, rows, columns)
+    fig, axes = _pictures(len(maps), columns, WIDTH / columns + 0.5, caption)
     for ax, (name, weights) in zip(axes, maps.items(), strict=False):
         weights = weights.detach().cpu().double().numpy()
         if query is not None:
@@ -173,26 +166,22 @@ def curves(records: pd.DataFrame, quantity: str = "top1", save: File = None) -> 
     families = [family for family in KINDS if family in set(hosts)]
     every = math.ceil(points["epoch"].max() / 12)
     marked = (points["epoch"].max() - 1) % every, every  # a dozen markers, one at the end
-    height, shared = max(3.7, 0.8 + 2.1 * len(families)), {"sharex": True, "sharey": "col"}
-    caption = _of(have, lost(records))
-    fig, grid = _figure(height, caption, len(families), 2, squeeze=False, **shared)
+    height, caption = max(3.7, 0.8 + 2.1 * len(families)), _of(have, lost(records))
+    shared = {"squeeze": False, "sharex": True, "sharey": "col"}
+    fig, grid = _figure(height, caption, len(families), 2, **shared)
     for family, axes in zip(families, grid, strict=True):
-        own = points[hosts == family]
-        look = {"palette": {name: color(name) for name in own["system"]}, "errorbar": _band}
-        look |= {"marker": KINDS[family][0], "linestyle": KINDS[family][1:], "legend": False}
-        look |= {"markersize": 5, "markeredgewidth": 0, "markevery": marked}
+        look = {"marker": KINDS[family][0], "linestyle": KINDS[family][1:], "markevery": marked}
+        look |= {"markersize": 5, "markeredgewidth": 0, "errorbar": _band, "legend": False}
         for ax, y in zip(axes, ("loss", quantity), strict=True):
-            sns.lineplot(own, x="epoch", y=y, hue="system", ax=ax, **look)
+            for name, own in points[hosts == family].groupby("system", sort=False):
+                sns.lineplot(own, x="epoch", y=y, color=color(name), label=name, ax=ax, **look)
             ax.set(xlabel="epoch" if family == families[-1] else "", ylabel=LABELS[y])
             ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
             ax.yaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND))
         axes[0].set_title(family if len(families) > 1 else "")
-    means = points.groupby(["system", "epoch"], sort=False)[quantity].mean().dropna()
-    ends = means.reset_index().groupby("system", sort=False).last()
     fig.draw_without_rendering()
-    for family, (_, ax) in zip(families, grid, strict=True):
-        own = ends[ends.index.map(kind) == family]
-        _label_ends(ax, [(*end, name, color(name)) for name, *end in own.itertuples()])
+    for ax in grid[:, 1]:
+        _label_ends(ax, ax.get_lines())
     _finish(fig, save)
 
 
@@ -203,27 +192,23 @@ def tradeoff(records: pd.DataFrame, x: str = "peak_memory_mb", save: File = None
     have = having(records, x, "top1")
     if have.empty:
         return _nothing(records, save)
-    groups = have.groupby("system", sort=False)
-    points = [(own[x].mean(), own["top1"].mean(), name) for name, own in groups]
-    caption = _of(have, lost(records), "grey line: the best for at most that cost")
-    fig, ax = _figure(5.2, caption)
-    best = [p for p in sorted(points) if p[1] >= max(q[1] for q in points if q[0] <= p[0])]
-    steps = np.repeat([p[:2] for p in best], 2, axis=0)
+    fig, ax = _figure(5.2, _of(have, lost(records), "grey line: the best for at most that cost"))
+    means = have.groupby("system", sort=False)[[x, "top1"]].mean()
+    best = means.sort_values([x, "top1"]).cummax()
+    steps = best[best["top1"].diff() != 0].to_numpy().repeat(2, axis=0)
     ax.plot(steps[1:, 0], steps[:-1, 1], color="0.82", zorder=0)
-    for (at, mean, name), (_, own) in zip(points, groups, strict=True):
-        ax.plot([at, at], _band(own["top1"]), color=color(name), lw=1.2)
-        ax.plot(at, mean, KINDS[kind(name)][0], color=color(name), ms=8.5, mec="white")
+    marks = []
+    for name, at, mean in means.itertuples():
+        look = {"color": color(name), "ms": 8.5, "mec": "white", "label": name}
+        ax.plot([at, at], _band(have.query("system == @name")["top1"]), color=color(name), lw=1.2)
+        marks += ax.plot(at, mean, KINDS[kind(name)][0], **look)
     ax.margins(0.1, 0.08)
     low, high = ax.get_ylim()
     few = max(0, 4 - (high - low)) / 2  # an axis of at least 4 points enlarges no trifle
     ax.set_ylim(low - few, high + few)
-    wide = max(points)[0] > 10 * min(points)[0]
-    ax.set(xlabel=LABELS[x], ylabel=LABELS["top1"], xscale="log" if wide else "linear")
-    at = ticker.LogLocator(subs=(1, 2, 5)) if wide else ticker.MaxNLocator(8, steps=ROUND)
-    _ticks(ax.xaxis, at, x)
-    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
-    _legends(ax, [name for *_, name in points])
-    _label_points(ax, [(*at, name, color(name)) for *at, name in points])
+    _quantities(ax, x, "top1", log=means[x].max() > 10 * means[x].min())
+    _legends(ax, [*means.index])
+    _label_points(ax, marks)
     _finish(fig, save)
 
 
@@ -245,27 +230,24 @@ def against(
     have = having(records, x, y)
     if have.empty:
         return _nothing(records, save)
-    styles = [*have[one_of("column", style, have)].unique()] if style else []
-    if len(styles) > len(LINES):
-        raise BadInput(f"style: at most {len(LINES)} values, got {len(styles)}")
-    said = [f"{line}: {value}" for line, value in zip(LINES, styles, strict=False)]
+    have["style"] = have[one_of("column", style, have)] if style else ""
+    lines = dict(zip(have["style"].unique(), LINES, strict=False))
+    if have["style"].nunique() > len(LINES):
+        raise BadInput(f"style: at most {len(LINES)} values, got {have['style'].nunique()}")
+    said = [f"{line}: {value}" for value, line in lines.items() if style]
     said += ["larger marker: more tokens"] if x != "tokens" else []
     caption = caption or _of(have, lost(records))
     fig, ax = _figure(4.4, "\n".join(filter(None, [caption, " · ".join(said)])))
     ends = {}
-    for (name, *value), own in have.groupby(["system", *([style] if style else [])], sort=False):
+    for (name, value), own in have.groupby(["system", "style"], sort=False):
         line, tint = own.groupby("tokens")[[x, y]].mean(), color(name)
-        ls = LINES[styles.index(value[0]) if value else 0]
-        ax.plot(line[x], line[y], ls=ls, color=tint, zorder=1)
+        (ends[name],) = ax.plot(line[x], line[y], ls=lines[value], color=tint, zorder=1, label=name)
         for (tokens, at), same in own.groupby(["tokens", x]):
             size = 6 if x == "tokens" else 4.5 + math.log2(tokens / have["tokens"].min())
             ax.plot([at, at], _band(same[y]), color=tint, lw=1.2)
             ax.plot(at, same[y].mean(), KINDS[kind(name)][0], color=tint, ms=size, mec="white")
-        ends[name] = *line.iloc[-1], name, tint
-    ax.set(xlabel=LABELS[x], ylabel=LABELS[y], xscale="log")
-    counts = ticker.FixedLocator(sorted(set(have["tokens"])))
-    _ticks(ax.xaxis, counts if x == "tokens" else ticker.LogLocator(subs=(1, 2, 5)), x)
-    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
+    counts = ticker.FixedLocator(sorted(set(have["tokens"]))) if x == "tokens" else None
+    _quantities(ax, x, y, log=True, at=counts)
     fig.draw_without_rendering()
     _label_ends(ax, [*ends.values()])
     _finish(fig, save)
@@ -290,18 +272,16 @@ def cost(
         return _nothing(costs, save, "make bench")
     table = costs.pivot_table(index="tokens", columns="mechanism", values=quantity)
     fig, ax = _figure(4.4, caption)
-    ends, rings, styles = [], [], {}
+    ends, rings, variants = [], [], Counter()
     for mechanism in sorted(table, key=lambda name: (_known(name), len(name))):  # k 64 before k 256
         name, tint = _look(mechanism)
         line = table[mechanism].dropna()
-        width = 2.6 if mechanism == "softmax" else 1.8
-        style = styles[tint] = styles.get(tint, -1) + 1
-        ls = LINES[style % len(LINES)]
-        ax.plot(line, marker="o", ms=4, color=tint, ls=ls, lw=width)
-        ends.append((line.index[-1], line.iloc[-1], name, tint))
+        look = {"color": tint, "ls": LINES[variants[tint] % len(LINES)], "label": name}
+        ends += ax.plot(line, marker="o", ms=4, lw=2.6 if mechanism == "softmax" else 1.8, **look)
+        variants[tint] += 1
         for at in crossings(table.get(against, table[mechanism]), table[mechanism]):
-            ax.plot(*at, "o", ms=12, mfc="none", mec=tint, mew=1.8)
-            rings.append((*at, f"{float(f'{at[0]:.3g}'):,.0f} tokens", tint))
+            look = {"color": tint, "label": f"{float(f'{at[0]:.3g}'):,.0f} tokens"}
+            rings += ax.plot(*at, "o", ms=12, mfc="none", mew=1.8, **look)
     ax.set(xlabel="tokens", ylabel=COST_LABELS[quantity], xscale="log", yscale="log")
     _ticks(ax.xaxis, ticker.FixedLocator(table.index[:: math.ceil(len(table) / 8)]), "tokens")
     _ticks(ax.yaxis, ticker.LogLocator(), quantity)
@@ -318,17 +298,15 @@ def forest(judged: pd.DataFrame, save: str | Path | None = None, caption: str = 
     `judged` are rows of study.verdicts; of one that is not tested yet only its name is drawn.
     """
     one_of("column", "effect", judged)
-    tested = judged["effect"].notna()
-    reach = (judged["effect"].abs() + judged["half"].fillna(0)).max()
-    reach = 1.15 * max(1.0, *judged["margin"], 0 if math.isnan(reach) else reach)
+    ends = judged["effect"].abs() + judged["half"].fillna(0)  # NaN where nothing was tested
+    reach = 1.15 * np.nanmax([1.0, *judged["margin"], *ends])
     fig, ax = _figure(0.9 + 0.5 * len(judged), caption)
     for y, row in enumerate(judged.itertuples()):
         holds = {">": (row.margin, reach), "<": (-reach, -row.margin)}
         between = holds.get(row.test, (-row.margin, row.margin))
         ax.fill_betweenx([y - 0.42, y + 0.42], *between, color=YOURS, alpha=0.2, lw=0)
-        if tested[row.Index]:
-            ink = GREY if row.overall == "not resolved" else "black"
-            ax.errorbar(row.effect, y, xerr=row.half, fmt="o", color=ink, ms=6, capsize=3)
+        ink = GREY if row.overall == "not resolved" else "black"
+        ax.errorbar(row.effect, y, xerr=row.half, fmt="o", color=ink, ms=6, capsize=3)
         ax.text(1.02, y, row.overall, transform=ax.get_yaxis_transform(), va="center", size=SMALL)
     ax.axvline(0, color="0.6", lw=1, zorder=0)
     names = [textwrap.fill(row.says, 42) for row in judged.itertuples()]
@@ -351,13 +329,14 @@ def spread(places: Sequence[float], gap: float, low: float = 0, high: float = 1)
 
 def _figure(height: float, caption: str, *panels: int, **layout) -> tuple[Figure, Axes]:
     fig = Figure((WIDTH, height))  # no pyplot: nothing to close
-    fig.set_layout_engine("constrained", w_pad=0.07, h_pad=0.07)
-    fig.supxlabel(caption, x=0.01, ha="left", size=SMALL, color=GREY)
+    fig.supxlabel(caption, x=0.01, ha="left", color=GREY)
     return fig, fig.subplots(*panels, **layout)
 
 
-def _pictures(height: float, caption: str, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    fig, grid = _figure(height, caption, rows, columns, squeeze=False)
+def _pictures(count: int, columns: int, height: float, caption: str) -> tuple[Figure, list[Axes]]:
+    """Axes without an axis in rows of this height, at least `count`."""
+    rows = math.ceil(count / columns)
+    fig, grid = _figure(rows * height + 0.3, caption, rows, columns, squeeze=False)
     for ax in grid.flat:
         ax.axis("off")
     return fig, [*grid.flat]
@@ -367,6 +346,14 @@ def _ticks(axis: Axis, locator: ticker.Locator, quantity: str) -> None:
     """Ticks with whole numbers and none between them; FLOPs by their prefixes, as 10 M."""
     digits = ticker.EngFormatter() if "flops" in quantity else "{x:,.9g}"
     axis.set(major_locator=locator, minor_locator=ticker.NullLocator(), major_formatter=digits)
+
+
+def _quantities(ax: Axes, x: str, y: str, log: bool, at: ticker.Locator | None = None) -> None:
+    """Labels, scale and ticks of one quantity against another."""
+    ax.set(xlabel=LABELS[x], ylabel=LABELS[y], xscale="log" if log else "linear")
+    usual = ticker.LogLocator(subs=(1, 2, 5)) if log else ticker.MaxNLocator(8, steps=ROUND)
+    _ticks(ax.xaxis, at or usual, x)
+    ax.yaxis.set_major_locator(ticker.MaxNLocator(8, steps=ROUND))
 
 
 def _finish(fig: Figure, save: File) -> None:
@@ -403,11 +390,10 @@ def _of(records: pd.DataFrame, *more: str) -> str:
     runs = records.groupby("system")
     seeds = sorted(set(runs["seed"].nunique() if "seed" in records else runs.size()))
     number = "–".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
-    same = [" and ".join(records[key].unique()) for key in ("profile", "dataset", "recipe")]
-    profile, data, recipe = same
+    keys = "profile", "dataset", "recipe"
+    profile, data, recipe = (" and ".join(records[key].unique()) for key in keys)
     seed = "seed" if number == "1" else "seeds: mean and 95 % interval"
-    title = SOURCES[data].title if data in SOURCES else data
-    parts = f"{profile} profile", title, f"{number} {seed}", f"recipe {recipe}"
+    parts = f"{profile} profile", title(data), f"{number} {seed}", f"recipe {recipe}"
     doubts = [f"some {word}" for word in ("stale", "unverified") if word in set(records["status"])]
     return " · ".join(filter(None, [*parts, *doubts, *more]))
 
@@ -457,48 +443,46 @@ def _legends(ax: Axes, names: list[str]) -> None:
     for line, look in enumerate(looks):
         handles = [Line2D([], [], ls="", marker=marker, color=tint) for marker, tint, _ in look]
         place = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1 + 0.065 * line)}
-        place |= {"ncols": len(look), "handletextpad": 0, "columnspacing": 0.7, "frameon": False}
-        place |= {"borderpad": 0, "fontsize": 10 if len(look) < 7 else SMALL}
+        place |= {"ncols": len(look), "fontsize": 10 if len(look) < 7 else SMALL}
         legend = Legend(ax, handles, [name for *_, name in look], **place)
         ax.add_artist(legend).set_clip_on(False)
 
 
-def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Names right of the axes, each tied to the end (x, y) of its line."""
-    frame = ax.get_window_extent()
-    heights = [(ax.transData.transform(end[:2])[1] - frame.y0) / frame.height for end in ends]
-    line = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / frame.height
-    last = max(end[0] for end in ends)
-    for (*at, name, tint), height in zip(ends, spread(heights, line), strict=True):
-        tie = {"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "relpos": (0, 0.5)}
-        tie |= {"ls": ":"} if at[0] < last else {}  # across the axes: not part of the line
-        look = {"textcoords": "axes fraction", "va": "center", "color": _ink(tint)}
-        ax.annotate(name, at, (1.04, height), arrowprops=tie, annotation_clip=False, **look)
+def _label_ends(ax: Axes, lines: Sequence[Line2D]) -> None:
+    """The names of lines right of the axes, each tied to the end of its own."""
+    ends = np.array([line.get_xydata()[-1] for line in lines])
+    heights = (ax.transData.transform(ends)[:, 1] - ax.bbox.y0) / ax.bbox.height
+    apart = 1.25 * ax.xaxis.label.get_size() * ax.figure.dpi / 72 / ax.bbox.height
+    for line, end, height in zip(lines, ends, spread(heights, apart), strict=True):
+        tie = {"arrowstyle": "-", "color": line.get_color(), "lw": 0.8, "shrinkA": 0}
+        tie |= {"relpos": (0, 0.5)}
+        tie |= {"ls": ":"} if end[0] < ends[:, 0].max() else {}  # across: not part of the line
+        look = {"textcoords": "axes fraction", "va": "center", "color": _ink(line.get_color())}
+        place = {"xytext": (1.04, height), "annotation_clip": False}
+        ax.annotate(line.get_label(), end, arrowprops=tie, **place, **look)
 
 
-def _label_points(ax: Axes, points: list[tuple[float, float, str, str]]) -> None:
-    """Texts close to their points (x, y), off all that is drawn and each other."""
+def _label_points(ax: Axes, marks: Sequence[Line2D]) -> None:
+    """The names of marks close to them, off all that is drawn and each other."""
     ax.figure.draw_without_rendering()  # names beside the axes left them less room
-    point, frame = ax.figure.dpi / 72, ax.get_window_extent()
-    drawn, texts = [], []
-    for line in ax.get_lines():
-        ends = ax.transData.transform(line.get_xydata())
-        spots = Curve(ends[np.isfinite(ends).all(1)]).interpolated(12).vertices
-        drawn += [Bbox([spot - 5 * point, spot + 5 * point]) for spot in spots]
+    point, frame, texts = ax.figure.dpi / 72, ax.get_window_extent(), []
+    drawn = [line.get_path().transformed(ax.transData).interpolated(12) for line in ax.get_lines()]
+    spots = np.concatenate([path.vertices for path in drawn])
     around = [*product((8, 14, 21, 30, 42, 58, 80), np.arange(0, 2 * np.pi, np.pi / 8))]
-    for *at, name, tint in points:
+    for mark in marks:
+        (at,) = mark.get_xydata()
         spot = ax.transData.transform(at)
-        look = {"ha": "center", "va": "center", "color": _ink(tint)}
-        tie = {"arrowstyle": "-", "color": tint, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+        look = {"ha": "center", "va": "center", "color": _ink(mark.get_color())}
+        tie = {"arrowstyle": "-", "color": mark.get_color(), "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
         offset = {"xytext": (0, 0), "textcoords": "offset points", "in_layout": False}
-        text = ax.annotate(name, at, arrowprops=tie, **offset, **look)
+        text = ax.annotate(mark.get_label(), at, arrowprops=tie, **offset, **look)
         size = np.array(Text.get_window_extent(text).size)
         ways = [np.array([np.cos(a), np.sin(a)]) * (size / 2 + d * point) for d, a in around]
         boxes = [Bbox([spot + way - size / 2, spot + way + size / 2]) for way in ways]
         clashes = [
-            box.count_overlaps(drawn)
+            box.padded(5 * point).count_contains(spots)
             + 9 * box.count_overlaps(texts)
-            + 9 * (not all(frame.contains(*corner) for corner in box.corners()))
+            + 9 * (frame.count_contains(box.corners()) < 4)
             for box in boxes
         ]
         best = np.argmin(clashes)  # the first of equals is the nearest

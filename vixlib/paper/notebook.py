@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vixlib.errors import checked
-from vixlib.paper.statistics import ONE_SEED, interval
+from vixlib.paper.statistics import noise
 from vixlib.paper.tables import having, lost
 from vixlib.systems import system
 
@@ -20,19 +20,15 @@ from vixlib.systems import system
 def gap(records: pd.DataFrame, one: str, other: str) -> None:
     """Prints how far `one` is ahead of `other` in top-1, and whether the seeds resolve that."""
     system(one), system(other)
-    have = having(records, "top1")
-    broken = lost(having(records).query("system in [@one, @other]"))
-    if broken:
-        return print(f"{one} − {other}: {broken}")
-    a, b = (have.query("system == @n")["top1"] for n in (one, other))
-    if a.empty or b.empty:
-        return print(f"{one} − {other}: no records yet")
-    points, seeds = a.mean() - b.mean(), min(len(a), len(b))
-    margin = math.hypot(interval(a), interval(b)) if seeds > 1 else ONE_SEED
+    own = having(records).query("system in [@one, @other]")
+    a, b = (own.query("system == @name")["top1"].dropna() for name in (one, other))
+    if lost(own) or a.empty or b.empty:
+        return print(f"{one} − {other}: {lost(own) or 'no records yet'}")
+    points, margin, seeds = a.mean() - b.mean(), noise(a, b), min(len(a), len(b))
     number = f"{points:+.1f}".replace("-", "−")
     verdict = "beyond" if abs(points) > margin else "within"
-    noise = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
-    print(f"{one} − {other}: {number} points, {verdict} the noise of {noise} ±{margin:.1f}")
+    of = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
+    print(f"{one} − {other}: {number} points, {verdict} the noise of {of} ±{margin:.1f}")
 
 
 def verdict(answer: object, right: object) -> None:
@@ -40,7 +36,7 @@ def verdict(answer: object, right: object) -> None:
     if answer is None:
         return print("not tried yet")
     if not callable(right):
-        number = isinstance(right, (int, float)) and not isinstance(right, bool)
+        number = isinstance(right, int | float)
         right = partial(math.isclose, right, rel_tol=0.01) if number else partial(eq, right)
     print("right" if right(answer) else "not yet")
 
@@ -65,12 +61,8 @@ def guess(
     answer = html.escape(f"{value:,}" if whole else str(value))
     # a closed <details> hides its content even where a viewer strips the style
     style = ".vix-guess:is(:hover, :focus-within)::details-content{content-visibility:visible}"
-    display(
-        HTML(
-            f"<style>{style}</style><details class='vix-guess'>"
-            f"<summary>{html.escape(text)}</summary><strong>{answer}</strong></details>"
-        )
-    )
+    closed = f"<details class='vix-guess'><summary>{html.escape(text)}</summary>"
+    display(HTML(f"<style>{style}</style>{closed}<strong>{answer}</strong></details>"))
 
 
 def display(thing: object) -> None:

@@ -4,6 +4,7 @@ import ast
 import builtins
 import hashlib
 import subprocess
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from vixlib.errors import BadInput
 
 # what decides an outcome beside the settings, which a record holds: modules, or names in them
 LIBRARY = "attention.py fused.py layers.py released.py models/*.py systems.py"
-LIBRARY += " images.py data.py train.py checkpoint.py"
+LIBRARY += " systems.toml images.py data.py train.py checkpoint.py"
 DECIDES = dict.fromkeys(LIBRARY.split(), ()) | {"paper/runs.py": ("Run",)}
 DECIDES |= {"paper/training.py": ("perform", "_prepared", "_of_curve")}
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
@@ -28,7 +29,9 @@ def code(package: Path = paths.PACKAGE) -> str:
     total = hashlib.sha256()
     for pattern, names in DECIDES.items():
         for path in sorted(package.glob(pattern)):
-            total.update(f"{path.name} {_form(path.read_text('utf-8'), names)}\n".encode())
+            text = path.read_text("utf-8")
+            form = _form(text, names) if path.suffix == ".py" else tomllib.loads(text)
+            total.update(f"{path.name} {form}\n".encode())
     return total.hexdigest()[:16]
 
 

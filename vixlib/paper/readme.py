@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from vixlib.paper import claims as claims_of_paper
 from vixlib.paper import study
 from vixlib.paper.runs import queue, runs
 from vixlib.paper.tables import results
@@ -24,23 +25,28 @@ def rendered_readme(text: str) -> str:
     cost = ["", f"So far {done} are there; they took {spent} core-hours."]
     text = between(text, "claims", claims(judged[~departs]) + cost)
     text = between(text, "departures", claims(judged[departs]))
-    lines = [
-        "| system | logged | ours | peak MB | parameters | notebook |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for name, row in results(read(runs(RESULTS, DEFAULT))).iterrows():
-        notebook = NOTEBOOKS[system(name).family.table]
-        link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        cells = name, *row[["logged", "ours", "peak MB", "parameters"]], link
-        lines.append(f"| {' | '.join(cells)} |")
+    ledger = claims_of_paper.ledger()
+    memory = ledger[ledger["quantity"].isin(claims_of_paper.STEPS)].to_dict("records")
+    found = [claims_of_paper.verdict(row, records) for row in memory]
+    table = pd.DataFrame(found, [row["says"] for row in memory], ["verdict", "times the memory"])
+    text = between(text, "memory", markdown("claim", table, "|---|---|---|"))
+    table = results(read(runs(RESULTS, DEFAULT)))[["logged", "ours", "peak MB", "parameters"]]
+    notebooks = [NOTEBOOKS[system(name).family.table] for name in table.index]
+    links = [f"[{notebook}](notebooks/{notebook}.ipynb)" for notebook in notebooks]
+    lines = markdown("system", table.assign(notebook=links), "|---|--:|--:|--:|--:|---|")
     return between(text, "results", lines)
 
 
 def claims(judged: pd.DataFrame) -> list[str]:
     """Verdicts as lines of a table."""
-    lines = ["| claim | effect | 95 % interval | verdict | scope |", "|---|--:|---|---|---|"]
-    told = study.told(judged).itertuples(name=None)
-    return lines + [f"| {' | '.join(cells)} |" for cells in told]
+    return markdown("claim", study.told(judged), "|---|--:|---|---|---|")
+
+
+def markdown(first: str, table: pd.DataFrame, rule: str) -> list[str]:
+    """A table of text as lines, row names under `first`, its columns aligned as a rule says."""
+    rows = [first, *table], *table.itertuples(name=None)
+    head, *body = [f"| {' | '.join(cells)} |" for cells in rows]
+    return [head, rule, *body]
 
 
 def between(text: str, name: str, lines: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import pandas as pd
 import torch
@@ -31,6 +31,7 @@ class Profile:
     validation_images: int | None = None
     watch_images: int | None = None
     precision: str = "float32"
+    num_classes: int | None = None  # None: those of a dataset of ours
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Recipe:
     warm_up: float = 0.0
     cosine: bool = False
     batch: int | None = None  # None: it follows the released script, whose batch size it takes
+    mix: str | None = None
+    label_smoothing: float = 0.0
+    class_weights: str | None = None
+    best: bool = False
+    patience: int | None = None
 
     @property
     def follows(self) -> bool:
@@ -53,6 +59,7 @@ class Recipe:
 
 
 NO_SETTINGS = {"sizes", "patches"}  # what a profile has beside settings
+OF_DATA = "dataset", "num_classes"  # a run's name has its dataset anyway
 
 
 def _tables(name: str, kind: type) -> dict:
@@ -88,24 +95,36 @@ class Run:
         one_of("recipe", self.recipe, RECIPES)
         held("seed", self.seed, int, 0)
         held("overrides", self.overrides, tuple)
+        usual = self.usual
         kinds = {name: type(value) for name, value in self.sizes.items()}
         kinds |= {f.name: f.type for f in (*fields(Profile), *fields(Recipe))}
         kinds = {name: kind for name, kind in kinds.items() if name not in NO_SETTINGS}
         for part, made in self.parts.items():
             options = inspect.signature(made).parameters.values()
-            kinds |= {f"{part}.{p.name}": p.annotation for p in options if p.default is not p.empty}
-        hashable = {}
+            options = {f"{part}.{p.name}": p for p in options if p.default is not p.empty}
+            kinds |= {name: option.annotation for name, option in options.items()}
+            usual |= {name: option.default for name, option in options.items()}
+        said = {}
         for pair in self.overrides:
-            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in hashable:
+            if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] in said:
                 raise BadInput(f"overrides: expected pairs (name, value) once each, got {pair!r}")
             name, value = pair
             kind = kinds[one_of("setting", name, kinds)]
             held(name, value, Sequence[int] if kind is list else kind)
-            exact = {list: tuple, float: float}.get(kind)  # 1 and 1.0 are one run
-            hashable[name] = exact(value) if exact else value
-        object.__setattr__(self, "overrides", tuple(hashable.items()))
-        one_of("dataset", self.settings["dataset"], SOURCES)
-        one_of("precision", self.settings["precision"], PRECISIONS)
+            exact = {list: list, float: float}.get(kind)  # 1 and 1.0 are one run
+            said[name] = exact(value) if exact else value
+        # in one order, and without what is so anyway
+        changed = {name: said[name] for name in kinds if name in said and said[name] != usual[name]}
+        pairs = [(n, tuple(v) if isinstance(v, list) else v) for n, v in changed.items()]
+        object.__setattr__(self, "overrides", tuple(pairs))
+        s = self.settings
+        one_of("precision", s["precision"], PRECISIONS)
+        if s["num_classes"] is None:
+            one_of("dataset", s["dataset"], SOURCES)
+        if (s["best"] or s["patience"]) and s["dataset"] in SOURCES and not s["validation_images"]:
+            raise BadInput(
+                "best, patience: they would choose on test images; set validation_images"
+            )
 
     @property
     def parts(self) -> dict[str, Callable]:
@@ -121,27 +140,35 @@ class Run:
         return sizes.get(family.name, sizes.get(family.host.__name__, {}))
 
     @property
-    def settings(self) -> dict:
-        """Every field of profile, sizes and recipe, the overrides applied."""
+    def usual(self) -> dict:
+        """Every field of profile, sizes and recipe."""
         recipe = RECIPES[self.recipe]
         settings = asdict(PROFILES[self.profile]) | self.sizes | asdict(recipe)
         settings |= system(self.system).family.released if recipe.follows else {}
-        settings = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
-        settings |= dict(self.overrides)
+        settings["batch"] = settings["batch"] or released_batch(self.system)
+        return {name: value for name, value in settings.items() if name not in NO_SETTINGS}
+
+    @property
+    def settings(self) -> dict:
+        """Every field of profile, sizes and recipe, the overrides applied."""
+        settings = self.usual | dict(self.overrides)
+        settings["batch"] = settings["batch"] or released_batch(self.system)
         if settings["batch"] is None:
-            settings["batch"] = released_batch(self.system)
+            batch = "no released batch size is known; use the recipe fair"
+            raise BadInput(f"{self.system}: {batch}")
         return settings
 
     @property
     def training(self) -> dict:
         """What its recipe and its seed are of the options of `fit`."""
         known = "epochs batch lr weight_decay warm_up cosine augmented precision"
+        known += " mix label_smoothing class_weights best patience"
         return {name: self.settings[name] for name in known.split()} | {"seed": self.seed}
 
     @property
     def name(self) -> str:
         """The stem of its record's file name."""
-        changed = [f"{key}={_plain(value)}" for key, value in self.overrides]
+        changed = [f"{key}={_plain(value)}" for key, value in self.overrides if key not in OF_DATA]
         parts = self.system, self.settings["dataset"], self.recipe, f"seed{self.seed}", *changed
         return ".".join(parts).replace("/", "-")
 
@@ -153,14 +180,20 @@ class Run:
         start = f"vix train {self.system} --profile {self.profile}"
         return f"{start}{recipe} --seed {self.seed}{changed}"
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Places of an image where tokens first mix; 0 for a network without tokens."""
         with torch.device("meta"):
             return tokens_of(self.build())
 
-    def build(self, num_classes: int | None = None) -> torch.nn.Module:
-        """Its untrained model, the same at every call, for its dataset's classes unless told."""
+    @property
+    def num_classes(self) -> int:
+        """How many classes its dataset has."""
+        s = self.settings
+        return s["num_classes"] or len(SOURCES[s["dataset"]].classes)
+
+    def build(self) -> torch.nn.Module:
+        """Its untrained model, the same at every call."""
         s, family = self.settings, system(self.system).family
         sizes = {name: s[name] for name in ("image_size", *self.sizes) if name != "epochs"}
         if "std" in inspect.signature(family.host.__init__).parameters:
@@ -170,8 +203,7 @@ class Run:
             own = {option: value for (of, _, option), value in own if of == part}
             sizes |= {part: partial(made, **own)} if own else {}
         torch.manual_seed(self.seed)
-        classes = num_classes or len(SOURCES[s["dataset"]].classes)
-        model = build(self.system, num_classes=classes, **sizes)
+        model = build(self.system, num_classes=self.num_classes, **sizes)
         if RECIPES[self.recipe].follows and family.start is not None:
             family.start(model)
         return model
@@ -267,9 +299,7 @@ def published() -> pd.DataFrame:
     return pd.read_csv(paths.shipped("paper.csv"), keep_default_na=False)
 
 
-def released_batch(name: str) -> int:
+def released_batch(name: str) -> int | None:
     """The batch size that the authors' script of a system trains with."""
     rows = published().query("system == @name and quantity == 'batch'")
-    if rows.empty:
-        raise BadInput(f"{name}: no released batch size is known; use the recipe fair")
-    return int(rows["value"].iloc[0])
+    return None if rows.empty else int(rows["value"].iloc[0])

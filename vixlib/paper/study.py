@@ -18,14 +18,9 @@ from vixlib import paths
 from vixlib.errors import BadInput, checked, one_of
 from vixlib.paper.records import KNOWN
 from vixlib.paper.runs import Run, arm, queue, registered
-from vixlib.paper.statistics import Effect, contrast, decides, factorial, holm, p_value, stands
+from vixlib.paper.statistics import Effect, contrast, decides, holm, p_value, stands
 from vixlib.systems import system
 
-FACTORS = {  # of a ViX; the reference first
-    "position": ["learned", "rotary"],
-    "embedding": ["patch", "convolution"],
-    "mechanism": ["softmax", "linformer", "performer", "nystrom"],
-}
 RESPONSE = "top1"
 NOTHING = Effect(math.nan, math.nan, math.nan, 0, 0, 0)  # of what was not run
 
@@ -40,8 +35,8 @@ def levels(name: str) -> dict[str, str]:
     """What a ViX has of each factor."""
     kind = system(name).family.kind
     return {
-        "position": FACTORS["position"]["RoPE" in kind],
-        "embedding": FACTORS["embedding"]["hybrid" in kind],
+        "position": "rotary" if "RoPE" in kind else "learned",
+        "embedding": "convolution" if "hybrid" in kind else "patch",
         "mechanism": system(name).mixer,
     }
 
@@ -50,49 +45,53 @@ def levels(name: str) -> dict[str, str]:
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
     known = records[records["status"].isin(KNOWN)].dropna(subset=[RESPONSE])
-    own, signs = known.set_index("name")[RESPONSE], arms(row)
-    if any(run.name not in own for _, runs in signs for run in runs):
+    own, weighted = known.set_index("name")[RESPONSE], arms(row)
+    wanted = [run for _, runs in weighted for run in runs]
+    if any(run.name not in own for run in wanted):
         return None
-    if row["compares"].startswith("+"):
-        return _of_arms(signs, registered()[row["part"]], row["seeds"], own)
-    ((_, runs),) = signs
-    frame = pd.DataFrame(
-        {"seed": run.seed, RESPONSE: own[run.name]} | levels(run.system) for run in runs
-    )
-    there = {name: [x for x in known if x in set(frame[name])] for name, known in FACTORS.items()}
-    factors = {name: known for name, known in there.items() if len(known) > 1}
-    terms = factorial(frame, RESPONSE, factors, "seed")
-    term, _, label = row["compares"].partition(": ")
-    effects = terms[one_of("term", term, terms)].effects
-    return effects[one_of("effect", label, effects)]
-
-
-def _of_arms(signs: list, part: list[Run], seeds: int, own: pd.Series) -> Effect:
-    """A sum of arms; all arms of the part that have every seed tell how far runs spread."""
-    weights = Counter()
-    for sign, runs in signs:
-        weights[replace(runs[0], seed=0).name] += sign
-    every = dict.fromkeys([*part, *(run for _, runs in signs for run in runs)])
     frame = pd.DataFrame(
         {"arm": replace(run, seed=0).name, "seed": run.seed, RESPONSE: own[run.name]}
-        for run in every
+        for run in dict.fromkeys([*registered()[row["part"]], *wanted])
         if run.name in own
     )
-    whole = frame.groupby("arm")["seed"].transform("size") == seeds
+    # all arms of the part that have every seed tell how far runs spread
+    whole = frame.groupby("arm")["seed"].transform("size") == row["seeds"]
+    weights = Counter()
+    for weight, runs in weighted:
+        weights[replace(runs[0], seed=0).name] += weight
     return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
 
 
-def arms(row: Mapping) -> list[tuple[int, list[Run]]]:
-    """The runs that a hypothesis needs: of each arm its sign and a run a seed, all registered."""
+def arms(row: Mapping) -> list[tuple[float, list[Run]]]:
+    """What a hypothesis weighs: of each arm its weight and a run a seed, all registered."""
     part = registered()[one_of("part", row["part"], registered())]
     if not row["compares"].startswith("+"):
-        return [(1, part)]
+        return _factorial(row["compares"], part)
     how, signs = (part[0].profile, part[0].recipe), []
     for sign, text in re.findall(r"([+-]) (\S+)", row["compares"]):
         signs.append((int(f"{sign}1"), [arm(text, *how, seed) for seed in range(row["seeds"])]))
     for run in {run for _, runs in signs for run in runs}.difference(queue("study")):
         raise BadInput(f"{row['hypothesis']}: {run.name} is not registered")
     return signs
+
+
+def _factorial(effect: str, part: list[Run]) -> list[tuple[float, list[Run]]]:
+    """The arms of a factorial (Yates, 1937), weighted for a main effect or an interaction.
+
+    "position: rotary" is the mean of the arms with rotary positions minus that of those that have
+    ViT's, learned ones; "position x embedding: rotary x convolution" a difference of such.
+    """
+    term, _, label = effect.partition(": ")
+    chosen = dict(zip(term.split(" x "), label.split(" x "), strict=True))
+    cells, vit = {run.system: levels(run.system) for run in part}, levels("ViT")
+    for factor, level in chosen.items():
+        one_of("level", level, {cell[one_of("factor", factor, vit)] for cell in cells.values()})
+    signs = {
+        name: math.prod((cell[of] == level) - (cell[of] == vit[of]) for of, level in chosen.items())
+        for name, cell in cells.items()
+    }
+    each = sum(map(abs, signs.values())) / 2 ** len(chosen)  # arms of a mean
+    return [(signs[name] / each, [run for run in part if run.system == name]) for name in cells]
 
 
 @checked
@@ -114,9 +113,7 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     decided = zip(asked, table["seeds"], table["adjusted"], strict=True)
     table["verdict"] = [decides(*claim, *rest) for claim, *rest in decided]
     budgets = table.groupby(["compares", "test", "margin"])["verdict"]
-    table["overall"] = budgets.transform(
-        lambda words: stands(words.to_dict()) if len(words) > 1 else words.iloc[0]
-    )
+    table["overall"] = budgets.transform(lambda words: stands(words.to_dict()))
     return table
 
 

@@ -1,6 +1,5 @@
 """Tables of records and benchmarks as a reader sees them: plain DataFrames of text."""
 
-import math
 import os
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -22,17 +21,22 @@ _labels = tomllib.loads((paths.PACKAGE / "paper" / "labels.toml").read_text())
 LABELS, COST_LABELS = _labels["records"], _labels["costs"]  # of columns, with units
 
 
+def title(dataset: str) -> str:
+    """A dataset as readers know it: ours by its title, somebody's own by its name."""
+    return SOURCES[dataset].title if dataset in SOURCES else dataset
+
+
 def machine(profile: str) -> pd.DataFrame:
     """This machine, and what the profile means."""
     p = PROFILES[one_of("profile", profile, PROFILES)]
     cuda = torch.cuda.is_available()
-    some = "all" if p.train_images is None else f"{p.train_images:,}"
     size = f"{p.image_size} × {p.image_size}"
+    some = "all" if p.train_images is None else f"{p.train_images:,}"
     rows = {
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {os.cpu_count()} cores",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "profile": profile,
-        "images": f"{SOURCES[p.dataset].title}, {some} for training, {size}",
+        "images": f"{title(p.dataset)}, {some} for training, {size}",
         "training": f"{p.epochs} epochs unless the plan says otherwise",
     }
     return pd.DataFrame({"": rows})
@@ -41,41 +45,36 @@ def machine(profile: str) -> pd.DataFrame:
 @checked
 def plan(runs: Iterable) -> pd.DataFrame:
     """The runs before any training, a row each."""
-    names = "run", "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
-    rows = [
-        asdict(run) | run.settings | {"run": run.name, "tokens": f"{run.tokens:,}"} for run in runs
-    ]
-    table = pd.DataFrame(rows, columns=names)
-    table["dataset"] = [SOURCES[name].title for name in table["dataset"]]
-    return _indexed(table)
+    names = "system", "dataset", "tokens", "epochs", "batch", "recipe", "seed"
+    runs = [*runs]
+    rows = [asdict(run) | run.settings | {"tokens": f"{run.tokens:,}"} for run in runs]
+    table = pd.DataFrame(rows, [run.name for run in runs], names).rename_axis(columns="run")
+    return table.assign(dataset=table["dataset"].map(title))
 
 
 @checked
 def results(
     records: pd.DataFrame, quantity: str = "top1_best", paper_dataset: str = "cifar10"
 ) -> pd.DataFrame:
-    """Logged by the authors, ours (last epoch), the difference, the cost: a row a system."""
+    """Logged by the authors, ours (last epoch), the cost: a row a system."""
     one_of("quantity", quantity, published()["quantity"].unique())
     logged = published().query("dataset == @paper_dataset and quantity == @quantity")
     logged = pd.to_numeric(logged.set_index("system")["value"])
-    # as released, the best epoch on the test set stands beside the last, and is what is compared
-    like = quantity in records and records[quantity].notna().any()
-    rows = []
+    # as released, the best epoch on the test set stands beside the last
+    best = [quantity] if quantity in records and records[quantity].notna().any() else []
+    rows = {}
     for name, own in having(records).groupby("system", sort=False):
-        ours = own[quantity if like else "top1"].mean()
-        theirs = logged.get(name, math.nan) if paper_dataset in set(own["dataset"]) else math.nan
-        row = {"system": name, "logged": _number(theirs, 2), "ours": _spread(own, "top1")}
-        row |= {"ours best": _spread(own, quantity)} if like else {}
-        row["difference"] = _number(ours - theirs, 1, "+")
-        row["parameters"] = _number(own["parameters"].mean())
-        row["MFLOPs"] = _number(own["flops"].mean() / 1e6)
-        row["peak MB"] = _number(own["peak_memory_mb"].mean())
+        theirs = logged.get(name) if paper_dataset in set(own["dataset"]) else None
+        costs = own["parameters"], own["flops"] / 1e6, own["peak_memory_mb"]
         stale = ["stale"] if "stale" in set(own["status"]) else []
         missing = own.loc[own["status"] == "missing", "command"]
-        rows.append(row | {"status": "; ".join([*stale, *missing[:1]])})
-    names = "system", "logged", "ours", "difference", "parameters", "MFLOPs", "peak MB", "status"
-    table = _indexed(pd.DataFrame(rows, columns=None if rows else names))
-    return table.rename(columns={"logged": "published"} if quantity == "top1_published" else {})
+        ours = [_spread(own, column) for column in ("top1", *best)]
+        row = [_number(theirs, 2), *ours, *(_number(cost.mean()) for cost in costs)]
+        rows[name] = [*row, "; ".join([*stale, *missing[:1]])]
+    source = "published" if quantity == "top1_published" else "logged"
+    names = [source, "ours", *["ours best" for _ in best], "parameters", "MFLOPs", "peak MB"]
+    table = pd.DataFrame.from_dict(rows, "index", columns=[*names, "status"])
+    return table.rename_axis(columns="system")
 
 
 @checked
@@ -101,11 +100,8 @@ def crossovers(rows: pd.DataFrame, quantity: str, against: dict[str, str]) -> pd
     table = rows.pivot_table(quantity, "tokens", "mechanism", sort=False)
     table = table.reindex(columns=[*dict.fromkeys([*table, *against])]).sort_index()
     others = [name for name in table if name not in against]
-    lines = {
-        title: [cheaper(table[name], table[one]) for name in others]
-        for one, title in against.items()
-    }
-    return pd.DataFrame(lines, others)
+    said = {to: table[others].apply(cheaper, against=table[one]) for one, to in against.items()}
+    return pd.DataFrame(said, others)
 
 
 @checked
@@ -125,15 +121,8 @@ def _spread(own: pd.DataFrame, quantity: str) -> str:
     return ", ".join(filter(None, [text, f"{number}diverged" if lost else ""]))
 
 
-def _number(value: float, digits: int = 0, sign: str = "") -> str:
-    text = "" if pd.isna(value) else f"{value:{sign},.{digits}f}"
-    return text.replace("-", "−")
-
-
-def _indexed(table: pd.DataFrame) -> pd.DataFrame:
-    """The first column as row names, its title in the corner."""
-    first = table.columns[0]
-    return table.set_index(first).rename_axis(index=None, columns=first)
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if pd.isna(value) else f"{value:,.{digits}f}"
 
 
 def crossings(one: pd.Series, other: pd.Series) -> list[tuple[float, float]]:

@@ -3,31 +3,54 @@
 import glob
 import math
 import os
-import platform
 import signal
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, takewhile
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from pebble import ProcessExpired, ProcessPool
+from pebble.pool.process import WORKERS_NAME
 from torch import Tensor
 
 from vixlib import data, measure, weights
 from vixlib.checkpoint import check_room, stoppable, stopping
-from vixlib.errors import BadInput, Diverged, RunError, checked, enough_memory
+from vixlib.errors import (
+    BadInput,
+    CheckpointError,
+    Diverged,
+    RunError,
+    checked,
+    enough_memory,
+    refused,
+)
+from vixlib.models.host import resized
 from vixlib.paper.provenance import origin
-from vixlib.paper.records import STATUS, USUAL, files, fingerprint, load, packed, unfinished, write
+from vixlib.paper.records import (
+    STATUS,
+    UNKEPT,
+    USUAL,
+    files,
+    fingerprint,
+    load,
+    packed,
+    unfinished,
+    versions,
+    write,
+)
 from vixlib.paper.runs import Run, counted
 from vixlib.train import FIRST, Checkpoint, TimeUp, autocast, compile_blocks, fit, judged
 
@@ -39,6 +62,8 @@ def perform(
     run: Run,
     *,
     folder: str | Path | None = None,
+    images: data.Dataset | None = None,
+    start: Path | None = None,
     device: str | None = None,
     compiled: bool | None = None,
     dirty: bool = False,
@@ -47,17 +72,21 @@ def perform(
 ) -> dict | None:
     """Train a run (or go on with it) and write its record; None where the deadline came first.
 
-    `folder` holds the dataset. Blocks are compiled on a GPU, unless `compiled` says otherwise. The
-    trained weights stay in build/<profile>/weights/. A run that diverges has a record, too, its
-    `status` "diverged": the curve until then, where, no accuracy. Records that are kept, those of
-    every profile but quick, are of committed code, unless `dirty` allows another. OSError where the
-    disk has no room.
+    `folder` holds the dataset, or it is `images`. Weights of the file `start` are gone on from, the
+    last layer fresh where classes differ. Blocks are compiled on a GPU, unless `compiled` says
+    otherwise. The trained weights stay in build/<profile>/weights/. A run that diverges has a
+    record, too, its `status` "diverged": the curve until then, where, no accuracy. Records that are
+    kept are of committed code, unless `dirty` allows another. OSError where the disk has no room.
     """
     device, losses, s = data.resolve_device(device), [], run.settings
     compiled = device.type == "cuda" if compiled is None else compiled
-    model, dataset, watched, options = _prepared(run, folder, device, compiled)
-    made_by = origin(clean=run.profile != "quick" and not dirty)
-    identity = f"{run.name} {sorted(s.items())} {made_by['code']}"
+    dataset, watched, options = _prepared(run, folder, device, images)
+    model = (run.build() if start is None else _started(run, start)).to(device)
+    if compiled:
+        compile_blocks(model)
+    made_by = origin(clean=run.profile not in UNKEPT and not dirty)
+    seen = f"{start} {dataset.classes} {len(dataset.train_labels)}"
+    identity = f"{run.name} {sorted(s.items())} {seen} {made_by['code']}"
     checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
     options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
     try:
@@ -88,21 +117,29 @@ def perform(
 
 
 def _prepared(
-    run: Run, folder: str | Path | None, device: torch.device, compiled: bool
-) -> tuple[torch.nn.Module, data.Dataset, data.Dataset, dict]:
-    """A run's untrained model, its data, what training sees of them, and options of fit.
+    run: Run, folder: str | Path | None, device: torch.device, images: data.Dataset | None = None
+) -> tuple[data.Dataset, data.Dataset, dict]:
+    """A run's data, what training sees of them, and options of fit.
 
     Where images are held out for validation, training sees them as its test images.
     """
-    s, model = run.settings, run.build().to(device)
-    if compiled:
-        compile_blocks(model)
-    dataset = data.load(s["dataset"], folder=folder, size=s["image_size"], device=str(device))
+    s = run.settings
+    of_name = {"folder": folder, "size": s["image_size"], "device": str(device)}
+    dataset = images or data.load(s["dataset"], **of_name)
     held = s["validation_images"]
     watched = data.held_out(dataset, held) if held else dataset
     watched = data.subset(watched, train=s["train_images"], seed=run.seed)
     tested = {part: getattr(dataset, part) for part in ("test_images", "test_labels")}
-    return model, replace(watched, **tested), watched, run.training | {"watch": s["watch_images"]}
+    return replace(watched, **tested), watched, run.training | {"watch": s["watch_images"]}
+
+
+def _started(run: Run, start: Path) -> torch.nn.Module:
+    """The model of some weights, for a run's classes and size."""
+    with refused(BadInput, "--start", CheckpointError):
+        model = weights.load(start, num_classes=run.num_classes)
+    if model.system != run.system:
+        raise BadInput(f"--start: expected weights of {run.system}, got those of {model.system}")
+    return resized(model, run.settings["image_size"])
 
 
 def replay(
@@ -110,7 +147,10 @@ def replay(
 ) -> tuple[list[float], list[dict]]:
     """Losses of a run's FIRST steps, trained again, or of its `whole` first epoch, with its row."""
     device, losses = data.resolve_device(device), []
-    model, _, watched, options = _prepared(run, folder, device, device.type == "cuda")
+    _, watched, options = _prepared(run, folder, device)
+    model = run.build().to(device)
+    if device.type == "cuda":
+        compile_blocks(model)
     options |= {"epochs": 1} if whole else {"steps": FIRST}
     try:
         curve = fit(model, watched, losses=losses, **options)
@@ -130,8 +170,7 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
     sizes = {part: len(getattr(dataset, part)) for part in ("train_images", "test_images")}
     known = asdict(run) | {"name": run.name, "tokens": run.tokens}
     known |= {"fingerprint": [round(value, 5) for value in fingerprint(run).tolist()]}
-    versions = f"torch {torch.__version__}, python {platform.python_version()}"
-    return known | changed | run.settings | sizes | {"versions": versions}
+    return known | changed | run.settings | sizes | {"versions": versions()}
 
 
 def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
@@ -208,11 +247,13 @@ def note(text: str) -> None:
 
 def ended(run: Run, record: dict | None) -> str:
     """In words what became of a run."""
-    path, _, checkpoint = files(run)
+    path, trained, checkpoint = files(run)
     if record is None:
         return "stopped; the same command goes on"
     if record["top1"] is not None:
-        return f"top-1 {record['top1']:.2f} %, recorded in {path}"
+        kept = f", weights in {trained}" if trained.exists() else ""
+        kept += "; unverified: `vix verify`" * (record.get("status") == "unverified")
+        return f"top-1 {record['top1']:.2f} %, recorded in {path}{kept}"
     where = record["diverged_epoch"], record["diverged_step"], record["lr"]
     return f"{Diverged(*where, checkpoint if checkpoint.exists() else None)}; recorded in {path}"
 
@@ -264,7 +305,8 @@ def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str 
     try:
         with _claim(run), enough_memory(run.settings["batch"], run.tokens):
             record = None if again else load(run)
-            if record is None or record["status"] == "stale":
+            known = record is not None and record["status"] != "stale"
+            if not known:
                 report = partial(tell, place, run.settings["epochs"])
                 record = perform(run, report=report, **options)
     except Timeout:
@@ -275,7 +317,7 @@ def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str 
         kind = "" if isinstance(error, RunError | OSError) else f"{type(error).__name__}: "
         return FAILED, f"failed: {kind}{' '.join(str(error).split()):.300}"
     state = LEFT if record is None else FAILED if record["top1"] is None else DONE
-    return state, ended(run, record)
+    return state, ended(run, record) + "; --again trains it anew" * known
 
 
 @contextmanager
@@ -291,70 +333,47 @@ def _claim(run: Run) -> Iterator[None]:
 
 
 def _side_by_side(turns: Iterator, workers: int, attempt: Callable) -> Iterator[tuple]:
-    """Each run's place and outcome; the processes that train them are replaced where they die.
-
-    No library's pool would do: they break where a process dies. Here it costs the run that it had.
-    """
-    crew, busy = {}, {}  # processes, and what they train, by the pipes to them
+    """Each run's place and outcome; of a process that dies the run that it had fails."""
     os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    busy, pool = {}, ProcessPool(workers, initializer=_in_worker, context=get_context("spawn"))
     try:
         while True:
-            for turn in islice(turns, workers - len(busy)):
-                free = [*(crew.keys() - busy.keys())] or [_hired(crew, attempt)]
-                busy[free[0]] = turn
-                free[0].send(turn)
+            for run, place in islice(turns, workers - len(busy)):
+                busy[pool.schedule(attempt, (run, place))] = run, place
             if not busy:
                 return
-            ready = connection.wait(busy, timeout=0.2)
-            for process in crew.values() if stopping.is_set() else ():
-                process.terminate()
-            for pipe in ready:
-                run, place = busy.pop(pipe)
+            for worker in _crew() if stopping.is_set() else ():
+                worker.terminate()
+            for future in wait(busy, 0.2, FIRST_COMPLETED).done:
+                run, place = busy.pop(future)
                 try:
-                    yield place, pipe.recv()
-                except (EOFError, ConnectionError):
-                    yield place, _died(run, crew.pop(pipe))
+                    yield place, future.result()
+                except (ProcessExpired, BrokenProcessPool) as error:
+                    yield place, _died(run, getattr(error, "exitcode", error))
     finally:
-        for pipe, process in crew.items():
-            if pipe in busy:
-                process.kill()
-            with suppress(OSError):  # of one that is no more
-                pipe.send(None)
-            process.join()
+        pool.stop()
+        for worker in _crew():
+            worker.kill()
+        pool.join()
 
 
-def _died(run: Run, process: BaseProcess) -> tuple[str, str]:
+def _crew() -> list[BaseProcess]:
+    return [child for child in active_children() if child.name == WORKERS_NAME]
+
+
+def _died(run: Run, code: object) -> tuple[str, str]:
     """The outcome of a run whose process is no more."""
-    process.join()
     size = f"batch {run.settings['batch']}, {run.tokens} tokens an image"
-    why = f"died ({process.exitcode}), perhaps out of memory at {size}: lower --workers"
+    why = f"died ({code}), perhaps out of memory at {size}: lower --workers"
     return (LEFT, "") if stopping.is_set() else (FAILED, f"failed: its process {why}")
 
 
-def _hired(crew: dict, attempt: Callable) -> connection.Connection:
-    """The pipe to a new process that trains what it is sent.
-
-    Neither it nor Python's tracker of processes hears the terminal.
-    """
-    context, terminal = get_context("spawn"), (signal.SIGINT, signal.SIGHUP)
-    ours, its = context.Pipe()
-    crew[ours] = context.Process(target=_in_worker, args=(its, attempt))
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
-    resource_tracker.ensure_running()  # which unblocks some
-    signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
-    crew[ours].start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-    its.close()
-    return ours
-
-
-def _in_worker(pipe: connection.Connection, attempt: Callable) -> None:
-    """A worker, until its parent ends it; SIGTERM asks it to stop what it trains."""
+def _in_worker() -> None:
+    """SIGTERM asks a worker to stop what it trains; the terminal is its parent's."""
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(getattr(signal, "SIGHUP", signal.SIGINT), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    for turn in iter(pipe.recv, None):
-        pipe.send(attempt(*turn))
 
 
 def _end_with_parent() -> None:

@@ -56,7 +56,7 @@ def verify(
     else:
         then, now, what = record["first_losses"], losses, f"{len(losses)} losses"
         first = ROUNDING[run.settings["precision"]]
-        allowed = [min(MOST, first * 10**i) * abs(loss) for i, loss in enumerate(then)]
+        allowed = [min(MOST, first * GROWTH**i) * abs(loss) for i, loss in enumerate(then)]
     gaps = [abs(a - b) for a, b in zip(then, now, strict=False)]
     near = len(then) == len(now) and all(a <= b for a, b in zip(gaps, allowed, strict=False))
     result = EQUAL if then == now else ROUNDED if near else DIFFERENT
