@@ -19,6 +19,8 @@ COLAB = "https://colab.research.google.com"
 BINDER = "https://mybinder.org"
 TEXTS = [".md", ".py", ".toml", ".cff", ".ipynb", ".yml", ".yaml", ".cfg"]
 
+OWN = "site/address.py", "tests/"  # those know the address that is none
+
 
 def slug(url: str) -> str:
     """owner/name as Colab, Binder and torch.hub want it; GitHub has no owner with a dot."""
@@ -49,7 +51,7 @@ def set_address(url: str, root: Path = ROOT) -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         path = root / name
-        if path.suffix not in TEXTS or not path.exists() or path.name == Path(__file__).name:
+        if path.suffix not in TEXTS or not path.exists() or name.startswith(OWN):
             continue
         text = path.read_text("utf-8")
         new = text.replace(old, url)

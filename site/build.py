@@ -18,15 +18,16 @@ import torch
 
 import exports
 import tables
-from vixlib import build, load
+from vixlib import load
 from vixlib.paths import CHECKOUT, PACKAGE, atomic_write
 from vixlib.systems import MIXERS, SYSTEMS
 
 HERE = Path(__file__).parent
+MOST = 8_000_000  # bytes of the explorer
 PRETRAINED = PACKAGE / "pretrained"
 ORT = HERE / "node_modules" / "onnxruntime-web" / "dist"
 WASM = "ort-wasm-simd-threaded.wasm"
-OF_RECORD = ["name", "system", "top1", "parameters", "flops", "peak_memory_mb", "epochs", "dataset"]
+OF_RECORD = ["name", "system", "top1", "parameters", "flops", "peak_memory_mb", "epochs", "tokens"]
 
 
 def explorer(out: Path) -> None:
@@ -36,20 +37,19 @@ def explorer(out: Path) -> None:
     if not ORT.exists():
         sys.exit(f"no {ORT}: npm ci --prefix site")
     shutil.copy(ORT / "ort.wasm.bundle.min.mjs", out / "ort.mjs")
-    # packed, since not every server packs what it sends: a third of the bytes
-    (out / "ort.wasm.gz").write_bytes(gzip.compress((ORT / WASM).read_bytes(), 9, mtime=0))
+    pack(out / "ort.wasm", (ORT / WASM).read_bytes())
     models = {name: trained(name) for name in exports.MODELS}
     for name, job in exports.jobs(models).items():
         file = CHECKOUT / "build" / "explorer" / f"{name}-{made_from(job.model)}.onnx"
         if not file.exists():
             atomic_write(file, job.write)
-        shutil.copy(file, out / f"{name}.onnx")
+        pack(out / f"{name}.onnx", file.read_bytes())
     about = {"photos": tables.photos(out), "side": tables.SIDE, "first": tables.FIRST}
     packed, about["errors"] = tables.first(out)
-    (out / "first.bin").write_bytes(packed)
+    pack(out / "first.bin", packed)
     directions, projection = tables.drawn()
-    (out / "directions.bin").write_bytes(directions.numpy().tobytes())
-    (out / "projection.bin").write_bytes(projection.numpy().tobytes())
+    pack(out / "directions.bin", directions.numpy().tobytes())
+    pack(out / "projection.bin", projection.numpy().tobytes())
     about |= {"draws": tables.DRAWS, "width": exports.WIDTH, "most": max(exports.TOKENS)}
     about |= {"tokens": exports.TOKENS, "kept": exports.KEPT, "costs": tables.costs()}
     about["mixers"] = {k: {"title": m.title, "color": m.color} for k, m in MIXERS.items()}
@@ -59,27 +59,26 @@ def explorer(out: Path) -> None:
     about["classes"] = models["ViT"].classes
     (out / "about.json").write_text(json.dumps(about, separators=(",", ":")))
     (out / "records.json").write_text(json.dumps(tables.records(), separators=(",", ":")))
+    size = sum(path.stat().st_size for path in out.iterdir())
+    if size > MOST:
+        sys.exit(f"the explorer has {size:,} bytes: at most {MOST:,}")
+
+
+def pack(path: Path, content: bytes) -> None:
+    """Write a file packed, since not every server packs what it sends."""
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content, 9, mtime=0))
 
 
 def trained(name: str) -> torch.nn.Module:
     """The trained model that the project keeps under this name."""
-    file = PRETRAINED / f"{name}.safetensors"
-    if file.exists():
-        return load(file)
-    torch.manual_seed(0)
-    model = build(name, patch_size=2, dim=64, depth=2).eval()
-    model.classes = tuple(map(str, range(10)))
-    return model
+    return load(PRETRAINED / f"{name}.safetensors")
 
 
 def of_model(name: str, model: torch.nn.Module) -> dict:
     """What the page says of a trained model, from its record."""
-    runs = PRETRAINED / "runs.json"
-    run = json.loads(runs.read_text()).get(name) if runs.exists() else None
-    about = {"system": name, "mixer": SYSTEMS[name].mixer, "prefix": model.grid.prefix_tokens}
-    if run is None:
-        return about | {"name": None}
+    run = json.loads((PRETRAINED / "runs.json").read_text())[name]
     (found,) = (CHECKOUT / "figures" / "records").glob(f"*/{run}.json")
+    about = {"mixer": SYSTEMS[name].mixer, "prefix": model.grid.prefix_tokens}
     record = json.loads(found.read_text())
     return about | {key: record[key] for key in OF_RECORD}
 
@@ -99,7 +98,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=CHECKOUT / "build" / "site")
     parser.add_argument("--explorer", action="store_true", help="the explorer alone")
     parser.add_argument("--notebooks", nargs="+", help="these alone, not all (03_vix ...)")
+    parser.add_argument("--few", action="store_true", help="of tokens and landmarks, for tests")
     asked = parser.parse_args()
+    if asked.few:
+        exports.TOKENS[:], exports.KEPT["nystrom"][:] = [256], [16]
     torch.set_num_threads(1)
     if not asked.explorer:
         import pages  # needs Sphinx

@@ -1,12 +1,10 @@
 """Sphinx: the notebooks from their stored outputs, README and the library's docstrings."""
 
-import json
 import os
 import tomllib
 from pathlib import Path
 
 ROOT = Path(os.environ["VIXLIB_CHECKOUT"])
-NOTE = json.loads((ROOT / "site" / "node_modules" / "mathjax" / "package.json").read_text())
 _project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 _address = _project["urls"]["Repository"]
 
@@ -47,3 +45,15 @@ if not _address.endswith(".invalid/vixlib"):  # `make address` has been called
         "use_repository_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     }
+
+
+def plain(app, what, name, thing, options, lines):
+    """Docstrings are plain text: their stars and bars are no markup, what is quoted is code."""
+    for i, line in enumerate(lines):
+        parts = line.replace("\\", "\\\\").split("`")
+        parts[::2] = [text.replace("*", r"\*").replace("|", r"\|") for text in parts[::2]]
+        lines[i] = "``".join(parts)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", plain)

@@ -19,11 +19,12 @@ from vixlib.attention import Mechanism, weights
 from vixlib.maps import attention_map
 
 WIDTH = 32  # of a head in every profile: what queries and keys of the explorer have
-TOKENS = (64, 256, 576, 1024)
+TYPICAL = 256  # tokens: what is traced
+TOKENS = [64, 256, 576, 1024]
 KEPT = {  # what the explorer offers, for any number of tokens
-    "linformer": (4, 8, 16, 32, 64),
-    "performer": (16, 32, 64, 110, 256),  # 110 = int(32 ln 32), as released
-    "nystrom": (4, 8, 16, 32, 64),
+    "linformer": [4, 8, 16, 32, 64],
+    "performer": [16, 32, 64, 110, 256],  # 110 = int(32 ln 32), as released
+    "nystrom": [4, 8, 16, 32, 64],
 }
 MODELS = ("ViT", "ViL", "ViP", "ViN")
 PLACES, COLOURS = 4, 4  # numbers that tell where a token is, and what colour
@@ -75,7 +76,7 @@ def of_performer(directions: Tensor) -> dict[str, Tensor]:
 
 def alone(name: str, kept: int = 16) -> Compared:
     """A mechanism of the explorer's first view. Nyström has no convolution here."""
-    grid = Grid(1, TOKENS[1])
+    grid = Grid(1, TYPICAL)
     at = 1, WIDTH, grid, grid
     made = {
         "softmax": lambda: Compared(Softmax(*at), None),
@@ -156,7 +157,7 @@ class Job(NamedTuple):
 def jobs(models: dict[str, nn.Module]) -> dict[str, Job]:
     """Every file of the explorer by its name."""
     n, r, side = (Dim(name, min=2, max=1024) for name in ("n", "r", "side"))
-    x, one = torch.randn(1, 1, TOKENS[1], WIDTH), torch.tensor(1.5)
+    x, one = torch.randn(1, 1, TYPICAL, WIDTH), torch.tensor(1.5)
     pair, axes = (x, x.clone(), one), {"q": {2: n}, "k": {2: n}, "sharpness": {}}
     outputs = ["map", "rows", "whole"]
 
@@ -165,7 +166,7 @@ def jobs(models: dict[str, nn.Module]) -> dict[str, Job]:
         inputs = *pair, *part
         return Job(lambda path: write(alone(name, kept), inputs, path, named, outputs))
 
-    e, directions = torch.randn(16, TOKENS[1]), torch.randn(16, WIDTH)
+    e, directions = torch.randn(16, TYPICAL), torch.randn(16, WIDTH)
     made = {"softmax": mechanism("softmax")}
     made["linformer"] = mechanism("linformer", e, axis={0: r, 1: n})
     made["performer"] = mechanism("performer", directions, axis={0: r})

@@ -13,7 +13,7 @@ from vixlib.paths import CHECKOUT
 
 HERE = Path(__file__).parent
 PAGES = HERE / "pages"
-TEXTS = ("README.md", "figures/study.md", "tests/README.md", "benchmarks/README.md")
+TEXTS = ("README.md", "docs/*.md", "figures/*.md", "tests/*.md", "benchmarks/*.md")
 MODULES = "attention fused layers models.host models.vix models.levit models.cct models.cvt"
 MODULES += " models.baselines systems weights maps measure contract train data images errors"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
@@ -25,8 +25,8 @@ def build(out: Path, only: list[str] | None = None) -> None:
     for folder in (source, out):
         shutil.rmtree(folder, ignore_errors=True)
     address = _address()
-    for name in TEXTS:
-        stage(CHECKOUT / name, source / name, source, address)
+    for path in (found for pattern in TEXTS for found in CHECKOUT.glob(pattern)):
+        stage(path, source / path.relative_to(CHECKOUT), source, address)
     chosen = sorted((CHECKOUT / "notebooks").rglob("*.ipynb"))
     chosen = [path for path in chosen if ".ipynb_checkpoints" not in path.parts]
     for path in chosen:

@@ -28,7 +28,7 @@ FIRST = {
 }
 FIRST |= {"kept": {"linformer": 16, "performer": 110, "nystrom": 16}, "projection": "averages"}
 ALT = {  # of photos that come with scikit-learn, and of ours
-    "flower": "a red and yellow flower before dark leaves",
+    "flower": "an orange dahlia before dark leaves",
     "china": "a Chinese pagoda with red pillars before trees and sky",
     "drawing": "two orange discs, a blue one, and a green stripe on light grey",
 }
@@ -55,7 +55,7 @@ def _credits(text: str) -> dict[str, dict]:
     made = {}
     for part in text.split("Image: ")[1:]:
         name = part.split(".jpg")[0]
-        by = part.split("reserved by ")[1].split(" [")[0]
+        by = part.split("flickr.com/photos/")[1].split("/")[0]
         made[name] = {"by": by, "from": part.split("[3] ")[-1].split()[0]}
     return made
 

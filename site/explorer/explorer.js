@@ -1,7 +1,8 @@
 // The explorer's first two views: mechanisms on the same queries and keys, and trained models.
 
 import { SIDE, square, pixels, dimmed, drawMap, drawQuery } from "./draw.js";
-import { start, run, bytes } from "./runtime.js";
+import { start, run, unpacked } from "./runtime.js";
+import { projected } from "./parts.js";
 import { showRecords } from "./records.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,7 +10,7 @@ const MECHANISMS = ["softmax", "linformer", "performer", "nystrom"];
 const KEPT = { linformer: "rank", performer: "features", nystrom: "landmarks" };
 let about, state, photo, background, random;
 let ready = false; // whether the wasm is there
-const alone = {}; // by mechanism: {map, rows, whole, n}
+const alone = {}; // by mechanism: {map, rows, whole, n, kept}
 const trained = {}; // by model: {maps, heads, tokens, logits}
 const photos = new Map();
 const cards = {};
@@ -65,8 +66,8 @@ async function computeAlone(settings, mine) {
     if (part) inputs.part = part;
     if (mine !== wanted) return;
     const out = await run(name === "nystrom" ? name + settings.kept.nystrom : name, inputs);
-    found[name] = { map: out.map.data, rows: out.rows.data, whole: out.whole.data[0], n };
-    found[name].first = false;
+    const kept = settings.kept[name] ?? 0;
+    found[name] = { map: out.map.data, rows: out.rows.data, whole: out.whole.data[0], n, kept };
   }
   if (mine !== wanted) return;
   Object.assign(alone, found);
@@ -99,18 +100,6 @@ function partOf(name, { kept, draw, projection }, n) {
     return [projected(r, n, fresh, about.most), [r, n]];
   }
   return null;
-}
-
-/** Linformer's projection (r n): averages of runs of neighbours, or a fresh one. */
-export function projected(r, n, fresh, most) {
-  const e = new Float32Array(r * n), run = n / r;
-  for (let i = 0; i < r; i++) {
-    for (let j = 0; j < n; j++) {
-      const average = Math.floor(j / run) === i ? 1 / run : 0;
-      e[i * n + j] = fresh ? fresh[i * most + j] / Math.sqrt(r) : average;
-    }
-  }
-  return e;
 }
 
 async function computeTrained(mine) {
@@ -177,8 +166,7 @@ function scale(top, signed) {
 
 /** Error, FLOPs and memory of a mechanism. */
 function facts(name, at) {
-  const { rows, whole, n } = alone[name];
-  const kept = name === "softmax" ? 0 : state.kept[name];
+  const { rows, whole, n, kept } = alone[name];
   const [flops, plain, fused] = about.costs[`${name} ${n} ${kept}`] ?? [];
   const softmax = about.costs[`softmax ${n} 0`];
   const cell = cards[name].facts;
@@ -237,6 +225,15 @@ function card(name, title, mixer, parent) {
 
 function aloneCard(name) {
   const { title } = about.mixers[name], made = card(name, title, about.mixers[name], $("cards-alone"));
+  made.facts = {};
+  const list = element("dl", {});
+  const rows = { here: "error, this query", whole: "error, all queries", flops: "FLOPs" };
+  rows.memory = "memory; fused";
+  for (const [key, label] of Object.entries(rows)) {
+    made.facts[key] = element("dd");
+    list.append(element("dt", { textContent: label }), made.facts[key]);
+  }
+  made.box.append(list);
   if (name !== "softmax") {
     const list = about.kept[name], now = element("output", { value: state.kept[name] });
     const slider = element("input", { type: "range", min: 0, max: list.length - 1, step: 1 });
@@ -262,25 +259,15 @@ function aloneCard(name) {
     again.addEventListener("click", () => set({ draw: (state.draw + 1) % about.draws }));
     made.box.append(again);
   }
-  made.facts = {};
-  const list = element("dl", {});
-  const rows = { here: "error, this query", whole: "error, all queries", flops: "FLOPs" };
-  rows.memory = "memory; fused";
-  for (const [key, label] of Object.entries(rows)) {
-    made.facts[key] = element("dd");
-    list.append(element("dt", { textContent: label }), made.facts[key]);
-  }
-  made.box.append(list);
 }
 
 function modelCard(model) {
   const mixer = about.mixers[model.mixer];
   const made = card(model.system, `${model.system}: ${mixer.title}`, mixer, $("cards-trained"));
   made.guess = element("p", { className: "guess" });
-  const record = model.name
-    ? `top-1 ${model.top1} %, ${model.parameters.toLocaleString("en")} parameters, ` +
-      `${short(model.flops / 1e6)} M FLOPs an image, ${model.peak_memory_mb} MB to train`
-    : "untrained";
+  const record =
+    `top-1 ${model.top1} %, ${model.parameters.toLocaleString("en")} parameters, ` +
+    `${short(model.flops / 1e6)} M FLOPs an image, ${model.peak_memory_mb} MB to train`;
   made.box.append(made.guess, element("p", { className: "record", textContent: record }));
 }
 
@@ -445,22 +432,20 @@ function unpack(buffer, n) {
     const from = i * (4 * n + n * n);
     const scales = new Float32Array(buffer, from, n), small = new Int8Array(buffer, from + 4 * n, n * n);
     const map = Float32Array.from(small, (w, j) => w * scales[Math.floor(j / n)]);
-    alone[name] = { map, n, ...about.errors[name] };
+    alone[name] = { map, n, kept: about.first.kept[name] ?? 0, ...about.errors[name] };
   });
 }
 
 function ofModels() {
-  const named = about.models.filter((model) => model.name);
-  const told = named.map((m) => `${m.system} reached ${m.top1} % of the test images (${m.name})`);
-  const epochs = named[0]?.epochs;
-  $("of-models").textContent = named.length
-    ? `Four small models of 256 patches and a class token, trained on CIFAR-10 for ${epochs} epochs ` +
-      `alone, far from as well as they could: ${told.join("; ")}.`
-    : "Four small models with the weights that training would begin with: nothing is learned yet.";
+  const told = about.models.map((m) => `${m.system} reached ${m.top1} % of the test images`);
+  const [{ epochs, tokens, name }] = about.models;
+  $("of-models").textContent =
+    `Four small models of ${tokens} patches and a class token, trained on CIFAR-10 for ${epochs} ` +
+    `epochs alone, far from as well as they could: ${told.join(", ")} (runs as ${name}).`;
 }
 
 async function main() {
-  const [told, first] = await Promise.all([bytes("about.json"), bytes("first.bin")]);
+  const [told, first] = await Promise.all([unpacked("about.json"), unpacked("first.bin.gz")]);
   about = JSON.parse(new TextDecoder().decode(told));
   state = { view: "alone", draw: 0, layer: 0, head: -1, cls: false, alike: true };
   Object.assign(state, structuredClone(about.first));
@@ -479,7 +464,7 @@ async function main() {
   tabs();
   try {
     const [directions, projection] = await Promise.all([
-      bytes("directions.bin"), bytes("projection.bin"), start(),
+      unpacked("directions.bin.gz"), unpacked("projection.bin.gz"), start(),
     ]);
     random = { directions: new Float32Array(directions), projection: new Float32Array(projection) };
     ready = true;

@@ -1,6 +1,6 @@
 // The third view: every record of the project, filtered, plotted and listed.
 
-import { bytes } from "./runtime.js";
+import { unpacked } from "./runtime.js";
 
 const AXES = {
   peak_memory_mb: "peak memory of a training step, MB",
@@ -17,14 +17,15 @@ const COLUMNS = { name: "run", profile: "profile", recipe: "recipe", top1: "top-
 Object.assign(COLUMNS, { parameters: "parameters", flops: "FLOPs", peak_memory_mb: "peak MB" });
 Object.assign(COLUMNS, { tokens: "tokens", epochs: "epochs" });
 const SVG = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, BOTTOM] = [760, 440, 56, 48];
+const [HEIGHT, LEFT, BOTTOM] = [440, 44, 48];
+let WIDTH = 760; // as wide as there is room
 
 let records, asked, place, mixers;
 
 export async function showRecords(where, about) {
   if (records) return;
   [place, mixers] = [where, about.mixers];
-  records = JSON.parse(new TextDecoder().decode(await bytes("records.json")));
+  records = JSON.parse(new TextDecoder().decode(await unpacked("records.json")));
   asked = { x: "peak_memory_mb", y: "top1", text: "", sort: "top1", down: true };
   asked.profile = new Set(values("profile"));
   asked.mixer = new Set(values("mixer"));
@@ -63,13 +64,14 @@ function build() {
   text.addEventListener("input", () => update({ text: text.value }));
   bar.append(element("label", {}, "name has ", text));
   const groups = [boxes("profile"), boxes("mixer", (name) => mixers[name].title), boxes("kind")];
-  const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "plot", role: "img" });
+  const svg = drawn("svg", { class: "plot", role: "img" });
   const count = element("p", { id: "count" });
   count.setAttribute("role", "status");
   const table = element("div", { className: "table", tabIndex: 0 }, element("table"));
   table.setAttribute("role", "region");
   table.setAttribute("aria-label", "Table of the records that are shown");
   place.replaceChildren(intro, bar, ...groups, count, svg, table);
+  window.addEventListener("resize", () => update());
 }
 
 function chooser(title, key, options) {
@@ -141,7 +143,7 @@ function ticks(low, high, count = 5) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
   const made = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + 1e-9; at += step) made.push(at);
+  for (let at = Math.ceil(low / step) * step; at <= high + 1e-9; at += step) made.push(Math.abs(at) < step / 2 ? 0 : at);
   return made;
 }
 
@@ -151,6 +153,8 @@ function plot(shown) {
   const svg = place.querySelector("svg.plot"), { x, y } = asked;
   const rows = shown.filter((row) => row[x] != null && row[y] != null);
   svg.setAttribute("aria-label", `${rows.length} records: ${AXES[x]} across, ${y} upwards; the table below lists them`);
+  WIDTH = Math.min(900, place.clientWidth);
+  for (const [key, value] of Object.entries({ width: WIDTH, height: HEIGHT })) svg.setAttribute(key, value);
   svg.replaceChildren();
   if (!rows.length) {
     svg.append(drawn("text", { x: WIDTH / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "nothing to show"));
@@ -184,7 +188,7 @@ function axis(found, from, to) {
   let [low, high] = [Math.min(...found), Math.max(...found)];
   const room = (high - low || Math.abs(high) || 1) * 0.05;
   [low, high] = [low - room, high + room];
-  return [(value) => from + ((value - low) / (high - low)) * (to - from), ticks(low, high)];
+  return [(value) => from + ((value - low) / (high - low)) * (to - from), ticks(low, high, Math.abs(to - from) / 90)];
 }
 
 const key = (row) => `${row.profile}/${row.name}`;

@@ -11,23 +11,21 @@ export async function start() {
   ort.env.logLevel = "error";
 }
 
-/** The bytes of a packed file, whether or not the server has unpacked it already. */
-async function unpacked(url) {
-  const packed = await bytes(url);
-  if (new Uint8Array(packed)[0] !== 0x1f) return packed;
+/** The bytes of a file, packed or not, whether or not the server has unpacked it already. */
+export async function unpacked(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status}`);
+  const packed = await response.arrayBuffer();
+  const [first, second] = new Uint8Array(packed);
+  if (first !== 0x1f || second !== 0x8b) return packed;
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
 
-export async function bytes(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url}: ${response.status}`);
-  return response.arrayBuffer();
-}
-
 function session(name) {
   if (!sessions.has(name)) {
-    sessions.set(name, bytes(`${name}.onnx`).then((file) => ort.InferenceSession.create(file)));
+    const file = unpacked(`${name}.onnx.gz`);
+    sessions.set(name, file.then((bytes) => ort.InferenceSession.create(bytes)));
   }
   return sessions.get(name);
 }
