@@ -6,6 +6,8 @@
 # make notebooks   execute the committed notebooks from the committed records, in place
 # make bench       time ours beside the packages that a user would pick instead: benchmarks/records
 #                  (BENCH="--only models" for a part of it, BENCH=--help for the rest)
+# make site        the static pages and the explorer, under build/site/
+# make address     URL=https://github.com/owner/name: the repository's address, everywhere
 # Each installs .venv when it is missing or older than what it is made from, then works offline.
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 
-.PHONY: reproduce style check test proof lab notebooks bench
+.PHONY: reproduce style check test proof lab notebooks bench site address
 
 reproduce: .venv/installed
 	$(BIN)/vix reproduce --profile quick
@@ -51,6 +53,12 @@ bench: .venv/benchmarks
 	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ $(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks --readme
 
+site: .venv/site
+	$(BIN)/python site/build.py
+
+address:
+	$(PYTHON) site/address.py $(URL)
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,twins,export]'
@@ -59,4 +67,9 @@ bench: .venv/benchmarks
 # constraints.txt holds torch where it is
 .venv/benchmarks: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[twins,benchmarks]'
+	touch $@
+
+.venv/site: .venv/installed site/package-lock.json
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,site]'
+	npm ci --silent --ignore-scripts --no-audit --no-fund --prefix site
 	touch $@

@@ -35,7 +35,6 @@ SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
-OWNER_AND_NAME = ADDRESS.removeprefix("https://github.com/")
 
 COLAB = f"""\
 import sys
@@ -138,15 +137,22 @@ def title(page: Page) -> list[str]:
     return [] if good else [f"the first line should begin with {begin!r}"]
 
 
-def badges(page: Page) -> list[str]:
-    """Colab and Binder open this very notebook of the project's one address."""
-    if page.solution:
+def launchers(name: str, address: str = ADDRESS) -> list[str]:
+    """Where Colab and Binder open a notebook; nowhere until the project has an address."""
+    if not address.startswith("https://github.com/"):
         return []
-    wanted = (
-        f"(https://colab.research.google.com/github/{OWNER_AND_NAME}/blob/main/notebooks/{page.name}.ipynb)",
-        f"(https://mybinder.org/v2/gh/{OWNER_AND_NAME}/HEAD?labpath=notebooks%2F{page.name}.ipynb)",
-    )
-    return [f"no badge to {url}" for url in wanted if url not in page.first]
+    of = address.removeprefix("https://github.com/")
+    return [
+        f"https://colab.research.google.com/github/{of}/blob/main/notebooks/{name}.ipynb",
+        f"https://mybinder.org/v2/gh/{of}/HEAD?labpath=notebooks%2F{name}.ipynb",
+    ]
+
+
+def badges(page: Page) -> list[str]:
+    """Badges open this very notebook of the project's one address, and nothing else."""
+    wanted = [] if page.solution else launchers(page.name)
+    found = re.findall(r"\[!\[[^\]]*\]\([^)]*\)\]\(([^)]*)\)", page.first)
+    return [] if found == wanted else [f"badges to {found}, not to {wanted}"]
 
 
 def promises(page: Page) -> list[str]:
@@ -439,11 +445,7 @@ def test_every_exercise_has_its_solution(path):
 def good(solution: bool = False) -> Page:
     """A notebook that keeps every rule."""
     new, name = nbformat.v4, "03_vix"
-    urls = (
-        f"https://colab.research.google.com/github/{OWNER_AND_NAME}/blob/main/notebooks/{name}.ipynb",
-        f"https://mybinder.org/v2/gh/{OWNER_AND_NAME}/HEAD?labpath=notebooks%2F{name}.ipynb",
-    )
-    links = " ".join(f"[![Open](https://badge)]({url})" for url in urls)
+    links = " ".join(f"[![Open](https://badge)]({url})" for url in launchers(name))
     head = f"# 03 · ViX\n\n{links}\n\n*You will* look. *Needs*: 01. *Time*: seconds."
 
     def tagged(source: str, *names: str) -> NotebookNode:
@@ -501,8 +503,7 @@ def many(page: Page, count: int) -> None:
 DOCTORED = [
     (title, put("# ViX\n\n" + good().first.split("\n", 2)[2], at=0)),
     (title, replace("# 03", "# 04")),
-    (badges, replace("03_vix.ipynb", "04_vix.ipynb")),
-    (badges, replace("mybinder.org/v2/gh/", "mybinder.org/v2/gh/someone-")),
+    (badges, replace("*You will*", "[![Open](https://badge)](https://elsewhere) *You will*")),
     (promises, replace("*Time*", "When")),
     (colab, tag("colab")),
     (colab, lambda page: page.cells.pop(1)),
