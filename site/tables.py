@@ -156,25 +156,9 @@ def first(folder: Path) -> tuple[bytes, dict]:
 
 
 RECORD = [
-    "name",
-    "system",
-    "profile",
-    "recipe",
-    "seed",
-    "dataset",
-    "tokens",
-    "epochs",
-    "top1",
-    "top5",
-    "parameters",
-    "flops",
-    "peak_memory_mb",
-    "seconds_per_epoch",
-    "batch",
-    "lr",
-    "overrides",
-    "commit",
-    "device",
+    *("name", "system", "profile", "recipe", "seed", "dataset", "tokens", "epochs", "top1", "top5"),
+    *("parameters", "flops", "peak_memory_mb", "seconds_per_epoch", "batch", "lr", "overrides"),
+    *("commit", "device"),
 ]
 
 
