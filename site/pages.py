@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import main as sphinx
 
+import vixlib
 from vixlib.paper import show
 from vixlib.paths import CHECKOUT
 
@@ -45,8 +46,8 @@ def build(out: Path, only: list[str] | None = None) -> None:
     mathjax = out / "_static" / "mathjax"
     mathjax.mkdir()
     shutil.copy(HERE / "node_modules" / "mathjax" / "es5" / "tex-svg.js", mathjax)
-    for left in (".buildinfo", "objects.inv"):
-        (out / left).unlink(missing_ok=True)
+    for left in (out / ".buildinfo", *(out / "_static").glob("*webpack-macros.html")):
+        left.unlink(missing_ok=True)  # of the theme, for Sphinx alone
 
 
 def _address() -> str:
@@ -110,8 +111,12 @@ def described(code: str, heading: str) -> str:
 
 def api() -> str:
     """The library module by module, from its docstrings."""
-    head = "# API\n\nWhat `import vixlib` brings is at the top of each part; all comes from the\n"
-    head += "docstrings. Letters of shapes: b batch, h heads, n queries, m keys, d and e widths.\n"
+    names = ", ".join(f"`{name}`" for name in vixlib.__all__)
+    head = f"# API\n\n`import vixlib` brings {names}; the rest is in its modules.\n"
+    head += (
+        "All comes from the docstrings. Letters of shapes: b batch, h heads, n queries, m keys,\n"
+    )
+    head += "d and e widths.\n"
     parts = [head]
     for name in MODULES.split():
         options = "   :members:\n   :undoc-members:\n   :exclude-members: forward, mix, training\n"

@@ -51,7 +51,7 @@ export function drawMap(canvas, background, weights, side, most, query) {
   for (let i = 0; i < side * side; i++) {
     const share = Math.min(1, Math.abs(weights[i]) / most);
     image.data.set(weights[i] < 0 ? NEGATIVE : POSITIVE, 4 * i);
-    image.data[4 * i + 3] = 235 * Math.sqrt(share);
+    image.data[4 * i + 3] = 245 * share;
   }
   small.getContext("2d").putImageData(image, 0, 0);
   const context = canvas.getContext("2d");

@@ -146,7 +146,7 @@ function paint() {
   const rows = names.map(weights);
   const most = rows.map((row) => row.reduce((m, w) => Math.max(m, Math.abs(w)), 1e-12));
   names.forEach((name, i) => {
-    const card = cards[name], top = state.alike ? most[0] : most[i];
+    const card = cards[name], top = state.alike[state.view] ? most[0] : most[i];
     drawMap(card.canvas, background, rows[i], side(), top, cls ? null : query());
     const least = rows[i].reduce((m, w) => Math.min(m, w), 0);
     card.scale.replaceChildren(...scale(top, least < -1e-6 * top));
@@ -333,6 +333,7 @@ function view(name) {
   for (const each of ["alone", "trained"]) {
     $(`cards-${each}`).hidden = $(`settings-${each}`).hidden = name !== each;
   }
+  $("alike").checked = state.alike[name];
   $("stage").hidden = $("status").hidden = name === "records";
   history.replaceState(null, "", name === "alone" ? location.pathname : `#${name}`);
   if (name === "records") showRecords($("records"), about);
@@ -353,7 +354,8 @@ function tabs() {
       view(names[next]);
     });
   });
-  if (names.includes(location.hash.slice(1))) view(location.hash.slice(1));
+  const asked = location.hash.slice(1);
+  view(names.includes(asked) ? asked : "alone");
 }
 
 async function take(canvas) {
@@ -416,12 +418,14 @@ function controls() {
       draw();
     });
   }
-  for (const name of ["cls", "alike"]) {
-    $(name).addEventListener("change", () => {
-      state[name] = $(name).checked;
-      draw();
-    });
-  }
+  $("cls").addEventListener("change", () => {
+    state.cls = $("cls").checked;
+    draw();
+  });
+  $("alike").addEventListener("change", () => {
+    state.alike[state.view] = $("alike").checked;
+    draw();
+  });
   movable($("photo"));
   $("photo").addEventListener("keydown", keys);
 }
@@ -447,7 +451,8 @@ function ofModels() {
 async function main() {
   const [told, first] = await Promise.all([unpacked("about.json"), unpacked("first.bin.gz")]);
   about = JSON.parse(new TextDecoder().decode(told));
-  state = { view: "alone", draw: 0, layer: 0, head: -1, cls: false, alike: true };
+  state = { view: "alone", draw: 0, layer: 0, head: -1, cls: false };
+  state.alike = { alone: true, trained: false }; // models have their own queries and keys
   Object.assign(state, structuredClone(about.first));
   photo = await loaded(state.photo);
   background = dimmed(photo);
