@@ -228,7 +228,7 @@ function aloneCard(name) {
   made.facts = {};
   const list = element("dl", {});
   const rows = { here: "error, this query", whole: "error, all queries", flops: "FLOPs" };
-  rows.memory = "memory; fused";
+  rows.memory = "memory as written; fused";
   for (const [key, label] of Object.entries(rows)) {
     made.facts[key] = element("dd");
     list.append(element("dt", { textContent: label }), made.facts[key]);

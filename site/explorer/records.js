@@ -12,6 +12,7 @@ const AXES = {
 };
 const MARKERS = {
   plain: "o", RoPE: "^", hybrid: "s", "hybrid + RoPE": "D", LeViT: "v", CCT: "P", CvT: "X",
+  baseline: "p",
 };
 const COLUMNS = { name: "run", profile: "profile", recipe: "recipe", top1: "top-1 %", top5: "top-5 %" };
 Object.assign(COLUMNS, { parameters: "parameters", flops: "FLOPs", peak_memory_mb: "peak MB" });
@@ -119,6 +120,7 @@ function shape(kind) {
   const paths = {
     o: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "^": "M0 -6L6 5H-6z", s: "M-5 -5H5V5H-5z",
     D: "M0 -6.5L6.5 0L0 6.5L-6.5 0z", v: "M0 6L6 -5H-6z",
+    p: "M0 -6L5.7 -1.9L3.5 4.9H-3.5L-5.7 -1.9z",
     P: "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2z",
     X: "M-6 -4L-4 -6L0 -2L4 -6L6 -4L2 0L6 4L4 6L0 2L-4 6L-6 4L-2 0z",
   };
