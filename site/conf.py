@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -47,3 +48,12 @@ if not _address.endswith(".invalid/vixlib"):  # `make address` has been called
         "use_repository_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     }
+
+
+def setup(app):
+    """Docstrings are plain text: a norm |x| and *arguments are no markup."""
+
+    def escape(app, what, name, thing, options, lines):
+        lines[:] = [re.sub(r"([|*])", r"\\\1", line) for line in lines]
+
+    app.connect("autodoc-process-docstring", escape)

@@ -13,7 +13,13 @@ from vixlib.paths import CHECKOUT
 
 HERE = Path(__file__).parent
 PAGES = HERE / "pages"
-TEXTS = ("README.md", "figures/study.md", "tests/README.md", "benchmarks/README.md")
+TEXTS = (
+    "README.md",
+    "figures/study.md",
+    "tests/README.md",
+    "benchmarks/README.md",
+    "docs/scale.md",
+)
 MODULES = "attention fused layers models.host models.vix models.levit models.cct models.cvt"
 MODULES += " models.baselines systems weights maps measure contract train data images errors"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")

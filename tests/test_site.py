@@ -57,12 +57,12 @@ def test_the_address_is_set_everywhere(tmp_path):
     import address
 
     subprocess.run(["git", "clone", "-q", str(paths.CHECKOUT), str(tmp_path / "copy")], check=True)
-    root, url = tmp_path / "copy", "https://github.com/someone/vix"
+    root, url = tmp_path / "copy", "https://github.com/" + "some-body/vix"
     old = address.current(root)
     changed = address.set_address(url, root)
     assert {path.suffix for path in changed} >= {".toml", ".ipynb"}
     first = json.loads((root / "notebooks" / "03_vix.ipynb").read_text())["cells"]
-    assert "colab.research.google.com/github/someone/vix/blob" in "".join(first[0]["source"])
+    assert "colab.research.google.com/github/some-body/vix/blob" in "".join(first[0]["source"])
     assert any(f"git clone --quiet --depth 1 {url} " in "".join(c["source"]) for c in first)
     address.set_address(old, root)
     status = ["git", "-C", str(root), "status", "--porcelain"]
