@@ -27,6 +27,8 @@ autodoc_preserve_defaults = True
 
 html_theme = "sphinx_book_theme"
 html_title = "vixlib"
+html_favicon = "_static/icon.svg"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

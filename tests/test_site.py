@@ -91,8 +91,12 @@ def page():
         pytest.skip("no chromium and chromedriver on this machine")
     if not (BUILT / "explorer" / "about.json").exists():
         pytest.skip("no site in build/site: make site")
-    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(BUILT))
-    serve.log_message = lambda *_: None
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    serve = functools.partial(Quiet, directory=str(BUILT))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     options = webdriver.ChromeOptions()
