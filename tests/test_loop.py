@@ -63,6 +63,7 @@ RECIPES = {
     "fair": Words(1e-3, 0.01, 0.02, False, False, 128),
     "as-released": Words(1e-3, 0.01, 1.0, False, True, None),
     "annealed": Words(1e-3, 0.01, 0.02, True, False, 128, up_and_down, 0.15, True),
+    "study": Words(2e-3, 0.01, 0.02, True, False, 128, up_and_down, 0.15, True),
     "own": Words(1e-3, 0.01, 0.02, True, False, 32, up_and_down, 0.15, True),
 }
 ROW = "epoch", "loss", "train_accuracy", "top1", "seconds", "cpu_seconds"
