@@ -134,6 +134,13 @@ def test_the_real_log_is_read():
     assert tables.results(pd.DataFrame([record("ViT")])).loc["ViT", "logged"] == "56.82"
 
 
+def test_a_yes_is_no_number(capsys):
+    notebook.verdict(0.995, True)
+    notebook.verdict("yes", True)
+    notebook.verdict(True, True)
+    assert capsys.readouterr().out == "not yet\nnot yet\nright\n"
+
+
 def test_plan():
     table = tables.plan(runs.runs(["ViT", "ViN"], "laptop", seeds=2))
     assert len(table) == 4

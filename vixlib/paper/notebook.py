@@ -36,7 +36,7 @@ def verdict(answer: object, right: object) -> None:
     if answer is None:
         return print("not tried yet")
     if not callable(right):
-        number = isinstance(right, int | float)
+        number = isinstance(right, int | float) and not isinstance(right, bool)
         right = partial(math.isclose, right, rel_tol=0.01) if number else partial(eq, right)
     print("right" if right(answer) else "not yet")
 
