@@ -101,7 +101,7 @@ def test_a_queue_keeps_the_recipe_and_seed_of_its_runs(root, monkeypatch):
         assert main(["train", "--queue", "study", *more]) == 0
     plain, changed = asked
     assert plain == queue("study")
-    assert {run.recipe for run in plain} == {"annealed", "as-released"}
+    assert {run.recipe for run in plain} == {"annealed", "study", "as-released"}
     assert {run.seed for run in plain} == {0, 1, 2}
     told = {(run.recipe, run.seed, run.settings["epochs"]) for run in changed}
     assert told == {("fair", 7, 1)}
