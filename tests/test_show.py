@@ -462,6 +462,45 @@ def test_gap_says_what_the_seeds_resolve(capsys):
     assert capsys.readouterr().out == said
 
 
+def test_an_effect_is_said_by_pairs_or_by_seeds(capsys):
+    """By pairs of one seed, by seeds of several; without two of either, that they are too few."""
+    gains = {"ViT": -1.0, "ViL": -2.0, "ViP": -1.5, "ViN": 0.5}
+    rows = [{"system": name, "seed": 0, "top1": 50.0} for name in gains]
+    rows += [{"system": f"{n}-RoPE", "seed": 0, "top1": 50 + gain} for n, gain in gains.items()]
+    one = pd.DataFrame(rows).assign(tokens=256, epochs=6, status="read")
+    pairs = {f"{name}-RoPE": name for name in gains}
+
+    def said(records, pairs=pairs):
+        notebook.effect(records, "RoPE", pairs)
+        return capsys.readouterr().out
+
+    # by hand: mean -1, s = sqrt(3.5 / 3), t(0.975, 3) = 3.182, half = t s / 2
+    scope = "256 tokens, 6 epochs, one seed, ± over its pairs"
+    seen = f"−1.0 ± {3.18245 * np.sqrt(3.5 / 3) / 2:.1f} points, 3 of 4 pairs of this sign"
+    assert said(one) == f"RoPE: not resolved, {seen} ({scope}).\n"
+    clear = one.assign(top1=one["top1"].replace(50.5, 48.5))
+    assert said(clear).startswith("RoPE: accuracy falls, −1.5 ± 0.6 points, 4 of 4 pairs of this")
+    flipped = clear.assign(top1=100 - clear["top1"])
+    assert said(flipped).startswith("RoPE: accuracy rises, +1.5 ± 0.6 points, 4 of 4 pairs of this")
+    shift = {0: 0.0, 1: 0.2, 2: -0.2}  # of all that RoPE has, a seed; by hand: t(0.975, 2) = 4.303
+    rope = one["system"].str.endswith("RoPE")
+    several = [clear.assign(seed=s, top1=clear["top1"] + rope * by) for s, by in shift.items()]
+    seen = f"falls, −1.5 ± {4.30265 * 0.2 / np.sqrt(3):.1f} points, 4 of 4 pairs of this sign"
+    assert said(pd.concat(several)) == f"RoPE: accuracy {seen} (256 tokens, 6 epochs, 3 seeds).\n"
+    assert said(one, {"ViT-RoPE": "ViT"}) == "RoPE: too few records yet.\n"
+    assert said(one.iloc[:5]) == "RoPE: too few records yet.\n"
+    assert said(one.iloc[:0]) == "RoPE: too few records yet.\n"
+    gone = one.assign(diverged_step=[None] * 7 + [3])  # of the others alone would be a choice
+    assert said(gone) == "RoPE: diverged: ViN-RoPE.\n"
+
+
+def test_what_the_study_says_is_asked_for_by_hypothesis(capsys):
+    notebook.conclude("convolution", "rope")
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("Convolutions in place of the linear embedding raise accuracy. ")
+    assert second.startswith("Rotary positions instead of learned ones raise accuracy. ")
+
+
 @pytest.mark.parametrize(
     ("answer", "right", "said"),
     [

@@ -4,6 +4,7 @@ import html
 import inspect
 import math
 import textwrap
+from collections.abc import Mapping
 from functools import partial
 from operator import eq
 
@@ -11,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from vixlib.errors import checked
-from vixlib.paper.statistics import noise
+from vixlib.paper import study, training
+from vixlib.paper.runs import queue
+from vixlib.paper.statistics import OPEN, interval, noise
 from vixlib.paper.tables import having, lost
 from vixlib.systems import system
 
@@ -24,11 +27,43 @@ def gap(records: pd.DataFrame, one: str, other: str) -> None:
     a, b = (own.query("system == @name")["top1"].dropna() for name in (one, other))
     if lost(own) or a.empty or b.empty:
         return print(f"{one} − {other}: {lost(own) or 'no records yet'}")
-    points, margin, seeds = a.mean() - b.mean(), noise(a, b), min(len(a), len(b))
-    number = f"{points:+.1f}".replace("-", "−")
-    verdict = "beyond" if abs(points) > margin else "within"
+    gain, margin, seeds = a.mean() - b.mean(), noise(a, b), min(len(a), len(b))
+    verdict = "beyond" if abs(gain) > margin else "within"
     of = "one seed, about" if seeds == 1 else f"{seeds} seeds,"
-    print(f"{one} − {other}: {number} points, {verdict} the noise of {of} ±{margin:.1f}")
+    print(
+        f"{one} − {other}: {study.points(gain)} points, {verdict} the noise of {of} ±{margin:.1f}"
+    )
+
+
+@checked
+def effect(records: pd.DataFrame, says: str, pairs: Mapping) -> None:
+    """Prints in a sentence what the first of each pair of systems gains in top-1, {one: other}.
+
+    The 95 % interval is over seeds, each the mean of the pairs. Of one seed it is over the pairs,
+    as if others had been possible: another seed may move them all.
+    """
+    own = having(records)
+    own = own[own["system"].isin({*pairs, *pairs.values()})]
+    table = own.dropna(subset="top1").pivot_table("top1", "seed", "system")
+    known = [(one, other) for one, other in pairs.items() if {one, other} <= {*table}]
+    gains = pd.DataFrame([table[one] - table[other] for one, other in known]).dropna(axis="columns")
+    each = gains.mean() if gains.shape[1] > 1 else gains.mean(axis="columns")
+    if len(each) < 2 or lost(own):
+        return print(f"{says}: {lost(own) or 'too few records yet'}.")
+    gain, half = each.mean(), interval(each)
+    word = "accuracy rises" if gain > half else "accuracy falls" if gain < -half else OPEN
+    agree = f"{(gains.mean(axis='columns') * gain > 0).sum()} of {len(gains)} pairs"
+    of = f"{gains.shape[1]} seeds" if gains.shape[1] > 1 else "one seed, ± over its pairs"
+    scope = [f"{own[name].median():,.0f} {name}" for name in ("tokens", "epochs")]
+    seen = f"{word}, {study.points(gain)} ± {half:.1f} points, {agree} of this sign"
+    print(f"{says}: {seen} ({', '.join([*scope, of])}).")
+
+
+def conclude(*hypotheses: str) -> None:
+    """Prints what the study says of some hypotheses of its register, a sentence each."""
+    judged = study.verdicts(training.read(queue("study"))).set_index("hypothesis")
+    for row in judged.loc[[*hypotheses]].to_dict("records"):
+        print(study.sentence(row))
 
 
 def verdict(answer: object, right: object) -> None:
