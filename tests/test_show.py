@@ -501,6 +501,12 @@ def test_what_the_study_says_is_asked_for_by_hypothesis(capsys):
     assert second.startswith("Rotary positions instead of learned ones raise accuracy. ")
 
 
+def test_where_nothing_was_run_the_study_says_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VIXLIB_ROOT", str(tmp_path))
+    notebook.conclude("rope")
+    assert "raise accuracy. Not tested yet" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("answer", "right", "said"),
     [

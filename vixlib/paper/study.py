@@ -44,7 +44,7 @@ def levels(name: str) -> dict[str, str]:
 @checked
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
-    known = records[records["status"].isin(KNOWN)].dropna(subset=[RESPONSE])
+    known = records[records["status"].isin(KNOWN)].reindex(columns=["name", RESPONSE]).dropna()
     own, weighted = known.set_index("name")[RESPONSE], arms(row)
     wanted = [run for _, runs in weighted for run in runs]
     if any(run.name not in own for run in wanted):
