@@ -784,7 +784,7 @@ def models(monkeypatch):
         return model
 
     monkeypatch.setattr(Run, "build", build_and_follow)
-    monkeypatch.setattr(training, "_training_memory", lambda *_: 0.0)  # a step of its own
+    monkeypatch.setattr(training, "_training_memory", lambda *_, **__: 0.0)  # a step of its own
     return models
 
 
@@ -884,7 +884,7 @@ CURVE = [  # loss, train accuracy and test accuracy are best in epochs of their 
 @pytest.mark.parametrize(("recipe", "best"), [("fair", (None, None)), ("as-released", (40.0, 2))])
 def test_the_best_epoch_is_the_first_that_did_best_on_the_test_set(root, monkeypatch, recipe, best):
     monkeypatch.setattr(training, "fit", lambda *_, **__: CURVE)
-    monkeypatch.setattr(training, "_training_memory", lambda *_: 0.0)
+    monkeypatch.setattr(training, "_training_memory", lambda *_, **__: 0.0)
     record = perform(Run("FNet", "quick", recipe))
     assert (record["top1_best"], record["epoch_best"]) == best
     assert (record["loss"], record["train_accuracy"]) == (0.2, 50.0)

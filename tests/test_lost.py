@@ -41,7 +41,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch):
     """No test leaves a request to stop, or handlers of its own."""
-    monkeypatch.setattr(training, "_training_memory", lambda *_: 0.0)  # a step of its own
+    monkeypatch.setattr(training, "_training_memory", lambda *_, **__: 0.0)  # a step of its own
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
     """The record of FIRST, trained in one go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIXLIB_ROOT", str(tmp_path_factory.mktemp("once")))
-        patch.setattr(training, "_training_memory", lambda *_: 0.0)
+        patch.setattr(training, "_training_memory", lambda *_, **__: 0.0)
         perform(FIRST)
         return steady(FIRST)
 

@@ -320,7 +320,7 @@ def wild(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIXLIB_ROOT", str(tmp_path_factory.mktemp("wild")))
-        patch.setattr(training, "_training_memory", lambda *_: 0.0)  # a step of its own
+        patch.setattr(training, "_training_memory", lambda *_, **__: 0.0)  # a step of its own
         patch.setattr("torch.nn.functional.cross_entropy", listen)
         record = perform(WILD)
         assert json.loads(files(WILD).record.read_text(), parse_constant=pytest.fail) == record

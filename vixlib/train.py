@@ -3,18 +3,22 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from vixlib.attention import Grid
 from vixlib.checkpoint import Checkpoint, stopping
 from vixlib.data import Dataset, Pairs, augment, batches, dataset, normalise
+from vixlib.distributed import Share, Team, recompute_blocks
 from vixlib.errors import BadInput, Diverged, checked, enough_memory, number, one_of
 from vixlib.layers import Residual
 
@@ -47,6 +51,8 @@ def fit(
     best: bool = False,
     patience: int | None = None,
     precision: str = "float32",
+    accumulate: int = 1,
+    recompute: bool = False,
     seed: int = 0,
     watch: int | None = None,
     checkpoint: Checkpoint | None = None,
@@ -65,11 +71,14 @@ def fit(
     `class_weights`: of each class in the loss; "balanced" for n / (classes x its images).
     `best`: the model ends with the weights of the first epoch of the highest top-1.
     `patience`: training ends after so many epochs without a higher top-1.
+    `accumulate`: a batch passes in so many pieces, one after another: the same step in less memory.
+    `recompute`: what each block keeps for the backward pass is computed again there: less memory.
     Parameters that require no gradient stay as they are, free of weight decay, too.
 
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
-    that was stopped goes on as if it had not been. Past `deadline` (in time.monotonic()) the state
+    that was stopped goes on as if it had not been, and so does one of several processes
+    (distributed.py), which each call this. Past `deadline` (in time.monotonic()) the state
     is saved if there is one, None returned; so, too, where checkpoint.stopping is set, and after so
     many `steps` of the whole training. A list `losses` gets the loss of each of the FIRST steps, on
     the device. OSError, before the first step, where the checkpoint has no room; OutOfMemory says
@@ -81,7 +90,12 @@ def fit(
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput("model: expected a parameter that learns, got none that requires a gradient")
     number("warm_up", warm_up, below=1)
-    count = len(data.train_images)
+    count, team = len(data.train_images), Team(accumulate)
+    if accumulate > 1 and any(isinstance(each, _BatchNorm) for each in model.modules()):
+        name = type(model).__name__
+        raise BadInput(f"accumulate: {name} normalises over a batch, which pieces would change")
+    if recompute:
+        recompute_blocks(model)
     an_epoch = math.ceil(count / batch)
     mixer = None if mix is None else mixed(mix, len(data.classes))
     how = augmented, precision, cross_entropy(data, class_weights, label_smoothing), mixer
@@ -91,6 +105,10 @@ def fit(
     if checkpoint is not None:
         state |= checkpoint.load(model, optimizer) or {}
         checkpoint.check_room(model)
+    saved = checkpoint is not None and team.rank == 0
+    begun = torch.tensor(state["epoch"] * an_epoch + state["step"])
+    if team.sum(begun.clone()) != team.size * begun:
+        raise BadInput("processes: they do not see the same checkpoint; use one folder for all")
     if losses is not None:
         losses[:] = state["losses"]
         state["losses"] = losses
@@ -110,12 +128,14 @@ def fit(
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
         chosen = order.to(device).split(batch)[state["step"] :]
-        some = batches(data.train_images, data.train_labels, chosen)
+        own = (some[team.share(len(some))] for some in chosen)
+        some = batches(data.train_images, data.train_labels, own)
         finite.fill_(state["step"])
         epoch = f"epoch {state['epoch'] + 1}/{epochs}"
         # at a terminal only; in a log, `report` writes its line an epoch
         remaining = range(state["step"], an_epoch)
-        for step in tqdm(remaining, epoch, disable=None, leave=False, mininterval=1):
+        shown = {"disable": None if team.rank == 0 else True, "leave": False, "mininterval": 1}
+        for step in tqdm(remaining, epoch, **shown):
             stop_at(deadline)
             taken = state["epoch"] * an_epoch + step
             if taken == steps:
@@ -124,10 +144,11 @@ def fit(
                 group["lr"] = lr * share_of_rate(taken, epochs * an_epoch, warm_up, cosine)
             torch.manual_seed(100_000 * epoch_seed + step)
             images, labels = next(some)
-            loss, correct = learn(model, optimizer, data, images, labels, *how)
+            total = len(chosen[step - remaining.start])
+            loss, correct = learn(model, optimizer, data, images, labels, *how, team, total)
             if len(state["losses"]) == taken < FIRST:
                 state["losses"].append(loss)
-            state["sums"] += torch.stack([loss * len(labels), correct])
+            state["sums"] += torch.stack([loss * total, correct])
             finite.add_(loss.isfinite() & (finite == step))
             state["step"] = step + 1
             if state["step"] % LOOK == 0:
@@ -152,11 +173,12 @@ def fit(
             state["sums"].zero_()
             if best and since_best(state["curve"]) == 0:
                 state["best"] = deepcopy(model.state_dict())
-            report(state["curve"][-1])
-            if checkpoint is not None:
+            if team.rank == 0:
+                report(state["curve"][-1])
+            if saved:
                 checkpoint.save(model, optimizer, state)
     except TimeUp:
-        if checkpoint is not None and state["epoch"] + state["step"]:
+        if saved and state["epoch"] + state["step"]:
             checkpoint.save(model, optimizer, state)
         return None
     if best:
@@ -206,14 +228,21 @@ def learn(
     precision: str,
     loss_of: Callable = F.cross_entropy,
     mixer: nn.Module | None = None,
+    team: Team | None = None,
+    total: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One step on uint8 images: their mean loss, and how many were right. Waits for nothing.
 
-    All of it stays on the device of the images. Of mixed images the larger share is right.
+    All of it stays on the device of the images. Of mixed images the larger share is right. A `team`
+    of more than one takes its step on a batch of `total`, of which the images are the own share.
     """
-    images = normalise(augment(images) if augmented else images)
+    with Share(team.share(total), total, team) if team else nullcontext():
+        images = normalise(augment(images) if augmented else images)
     if mixer is not None:
         images, labels = mixer(images, labels)
+    if team:
+        ask = partial(logits_of, model, data=data, precision=precision)
+        return team.step(model, optimizer, images, labels, total, ask, loss_of)
     logits = logits_of(model, images, data, precision)
     loss = descend(optimizer, logits, labels, loss_of)
     truth = labels if mixer is None else labels.argmax(1)
@@ -287,18 +316,21 @@ def judged(
     was_training = model.training
     model.eval()
     images, labels = data.test_images[:first], data.test_labels[:first]
-    places = torch.arange(len(labels), device=labels.device).split(EVALUATION_BATCH)
-    hits = []
+    places, team = torch.arange(len(labels), device=labels.device).split(EVALUATION_BATCH), Team()
+    places = [some[team.rank :: team.size] for some in places]
+    hits = torch.zeros(len(labels), 2, device=labels.device)
     try:
-        for some, truth in batches(images, labels, places):
+        for own, (some, truth) in zip(places, batches(images, labels, places), strict=True):
             stop_at(deadline)
+            if not len(own):
+                continue
             logits = logits_of(model, normalise(some), data, precision)
             best = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
             right = torch.stack([best[:, 0], best.any(1)], 1)
-            hits.append(torch.where(logits.isfinite().all(), right.float(), math.nan))
+            hits[own] = torch.where(logits.isfinite().all(), right.float(), math.nan)
     finally:
         model.train(was_training)
-    return torch.cat(hits)
+    return team.sum(hits)
 
 
 def logits_of(model: nn.Module, images: Tensor, data: Dataset, precision: str) -> Tensor:
@@ -318,8 +350,8 @@ def tokens_of(model: nn.Module) -> int:
 
 
 def stop_at(deadline: float) -> None:
-    """Raise TimeUp past the deadline."""
-    if time.monotonic() > deadline or stopping.is_set():
+    """Raise TimeUp past the deadline, of one process in all of them."""
+    if Team().any(time.monotonic() > deadline or stopping.is_set()):
         raise TimeUp
 
 

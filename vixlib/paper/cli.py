@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vixlib import __version__, list_systems, paths
+from vixlib import __version__, distributed, list_systems, paths
 from vixlib.attention import Mechanism
 from vixlib.errors import BadInput, RecordError, one_of, whole
 from vixlib.fused import Softmax
@@ -110,6 +110,7 @@ def _train(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     changes, asked = dict(options.changes), {}
     how = {"device": options.device, "compiled": options.compile}
+    how |= {"accumulate": options.accumulate, "recompute": options.recompute}
     how["start"] = own.weights_file(options.start, options) if options.start else None
     named = options.queue or "dataset" in changes
     if options.data and not named and own.holds_images(Path(options.data)):
@@ -124,8 +125,10 @@ def _train(options: argparse.Namespace) -> int:
         kept = (pair for pair in run.overrides if pair[0] not in changes)
         wanted[i] = replace(run, overrides=(*kept, *options.changes), **asked)
     how |= _how(options, wanted := [*dict.fromkeys(wanted)])
-    failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
-    if left:
+    with distributed.processes(options.device):
+        failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
+        first = distributed.Team().rank == 0
+    if left and first:
         why = "time is up" if time.monotonic() > deadline else "another process has begun them"
         training.note(f"{left} left: {why}; the same command goes on")
     return 1 if failed else 3 if left else 0
@@ -159,7 +162,8 @@ def _verify(options: argparse.Namespace) -> bool:
 
 def _how(options: argparse.Namespace, wanted: list[Run]) -> dict:
     """What commands that train share: options of perform_all."""
-    cores = 1 if torch.cuda.is_available() else os.cpu_count()
+    together = torch.cuda.is_available() or "TORCHELASTIC_RUN_ID" in os.environ
+    cores = 1 if together else os.cpu_count()
     workers = cores if options.workers is None else whole("--workers", options.workers)
     workers = min(workers, len(wanted) or 1)
     return {"workers": workers, "folder": options.data, "dirty": options.dirty}

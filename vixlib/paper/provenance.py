@@ -13,7 +13,7 @@ from vixlib.errors import BadInput
 
 # what decides an outcome beside the settings, which a record holds: modules, or names in them
 LIBRARY = "attention.py fused.py layers.py released.py models/*.py systems.py"
-LIBRARY += " systems.toml images.py data.py train.py checkpoint.py"
+LIBRARY += " systems.toml images.py data.py train.py distributed.py checkpoint.py"
 DECIDES = dict.fromkeys(LIBRARY.split(), ()) | {"paper/runs.py": ("Run",)}
 DECIDES |= {"paper/training.py": ("perform", "_prepared", "_of_curve")}
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vixlib import data, measure, weights
 from vixlib.checkpoint import check_room, stoppable, stopping
+from vixlib.distributed import Team, recompute_blocks
 from vixlib.errors import (
     BadInput,
     CheckpointError,
@@ -66,6 +67,8 @@ def perform(
     start: Path | None = None,
     device: str | None = None,
     compiled: bool | None = None,
+    accumulate: int = 1,
+    recompute: bool = False,
     dirty: bool = False,
     deadline: float = math.inf,
     report: Callable[[dict], None] = lambda row: None,
@@ -74,12 +77,16 @@ def perform(
 
     `folder` holds the dataset, or it is `images`. Weights of the file `start` are gone on from, the
     last layer fresh where classes differ. Blocks are compiled on a GPU, unless `compiled` says
-    otherwise. The trained weights stay in build/<profile>/weights/. A run that diverges has a
-    record, too, its `status` "diverged": the curve until then, where, no accuracy. Records that are
-    kept are of committed code, unless `dirty` allows another. OSError where the disk has no room.
+    otherwise or several processes train. `accumulate` and `recompute` are fit's. The trained
+    weights stay in build/<profile>/weights/. A run that diverges has a record, too, its `status`
+    "diverged": the curve until then, where, no accuracy. Records that are kept are of committed
+    code, unless `dirty` allows another. OSError where the disk has no room.
     """
     device, losses, s = data.resolve_device(device), [], run.settings
-    compiled = device.type == "cuda" if compiled is None else compiled
+    spared, team = {"accumulate": accumulate, "recompute": recompute}, Team(accumulate)
+    compiled = device.type == "cuda" and not team if compiled is None else compiled
+    if compiled and team:
+        raise BadInput("compile: not with several processes or pieces of a batch")
     dataset, watched, options = _prepared(run, folder, device, images)
     model = (run.build() if start is None else _started(run, start)).to(device)
     if compiled:
@@ -88,7 +95,7 @@ def perform(
     seen = f"{start} {dataset.classes} {len(dataset.train_labels)}"
     identity = f"{run.name} {sorted(s.items())} {seen} {made_by['code']}"
     checkpoint = Checkpoint(files(run).checkpoint, identity, fingerprint(run))
-    options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report}
+    options |= {"checkpoint": checkpoint, "deadline": deadline, "report": report} | spared
     try:
         curve = fit(model, watched, losses=losses, **options)
         if curve is None:
@@ -106,8 +113,11 @@ def perform(
         curve, known = error.curve, dict.fromkeys(("top1", "top5", "right"))
         known["status"] = "diverged"
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
-    record = _identity(run, dataset) | made_by | _costs(run, dataset, device)
+    if team.rank:  # one process writes
+        return known | {"lr": s["lr"]}
+    record = _identity(run, dataset) | made_by | _costs(run, dataset, device, spared)
     record |= {"compiled": compiled, "load": round(os.getloadavg()[0], 1)} | known
+    record |= (spared | {"processes": team.size}) if team or recompute else {}
     record |= {"first_losses": _finite(losses)}
     record |= _of_curve(curve, "status" in known, s["best_on_test"])
     _write(run, record, model, dataset.classes)
@@ -173,13 +183,13 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
     return known | changed | run.settings | sizes | {"versions": versions()}
 
 
-def _costs(run: Run, dataset: data.Dataset, device: torch.device) -> dict:
+def _costs(run: Run, dataset: data.Dataset, device: torch.device, spared: dict) -> dict:
     """Columns of a record: what its model costs, and where."""
     name = measure.device_name(device)
     if device.type == "cpu":
         units = torch.backends.cpu.get_cpu_capability()  # which products it has
         name = f"CPU, {torch.get_num_threads()} thread(s): {name}, {units}"
-    memory = round(_training_memory(run, dataset, device), 1)
+    memory = round(_training_memory(run, dataset, device, **spared), 1)
     return counted(run.build) | {"peak_memory_mb": memory, "device": name}
 
 
@@ -269,7 +279,8 @@ def perform_all(
 ) -> tuple[int, int]:
     """Train many runs, `workers` processes of one thread each: how many failed, how many are left.
 
-    A single worker is this process, with a progress bar at a terminal. A run that another process
+    A single worker is this process, with a progress bar at a terminal, or all that torchrun has
+    started, which train each run together, and end together. A run that another process
     trains is left to it; one that has a record by its turn is not trained, unless `again`. One that
     fails or diverges is reported and the others go on; other bad input ends them all, and so does
     OSError, before the first, where no record could be written. A signal to stop leaves a
@@ -278,6 +289,8 @@ def perform_all(
     """
     for folder in {path.parent: 0 for run in wanted for path in files(run)}:
         check_room(folder)
+    if workers > 1 and Team().size > 1:
+        raise BadInput(f"--workers: torchrun has started the processes, got {workers} more of each")
     places = [f"run {i} of {len(wanted)}, {run.name}" for i, run in enumerate(wanted, 1)]
     states = dict.fromkeys(places, LEFT)
     asked = zip(wanted, places, strict=True)
@@ -292,7 +305,7 @@ def perform_all(
         for place, (states[place], said) in outcomes:
             if states[place] == REFUSED:
                 raise said
-            if said:
+            if said and Team().rank == 0:
                 note(f"{place}: {said}; {[*states.values()].count(LEFT)} left")
     return [*states.values()].count(FAILED), [*states.values()].count(LEFT)
 
@@ -306,12 +319,14 @@ def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str 
         with _claim(run), enough_memory(run.settings["batch"], run.tokens):
             record = None if again else load(run)
             known = record is not None and record["status"] != "stale"
-            if not known:
+            if not known or Team().any(not known):
                 report = partial(tell, place, run.settings["epochs"])
                 record = perform(run, report=report, **options)
     except Timeout:
         return LEFT, ""
     except Exception as error:
+        if Team().size > 1:  # the others wait for this one
+            raise
         if isinstance(error, BadInput) and not isinstance(error, RunError):
             return REFUSED, error
         kind = "" if isinstance(error, RunError | OSError) else f"{type(error).__name__}: "
@@ -322,14 +337,21 @@ def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str 
 
 @contextmanager
 def _claim(run: Run) -> Iterator[None]:
-    """What one process at a time holds, else Timeout; that of a dead one is free."""
+    """What one process at a time, or team, holds, else Timeout; that of a dead one is free."""
     path = files(run).checkpoint.parents[1] / "claims" / f"{run.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=0):
-        try:
-            yield
-        finally:
+    lock, team = FileLock(path, timeout=0), Team()
+    with suppress(Timeout):
+        if team.rank == 0:
+            lock.acquire()
+    if team.any(team.rank == 0 and not lock.is_locked):
+        raise Timeout(str(path))
+    try:
+        yield
+    finally:
+        if lock.is_locked:
             path.unlink(missing_ok=True)
+            lock.release()
 
 
 def _side_by_side(turns: Iterator, workers: int, attempt: Callable) -> Iterator[tuple]:
@@ -403,8 +425,14 @@ def weights_of(run: Run) -> Path:
     return path
 
 
-def _training_memory(run: Run, dataset: data.Dataset, device: torch.device) -> float:
-    some = slice(0, run.settings["batch"])
+def _training_memory(
+    run: Run, dataset: data.Dataset, device: torch.device, accumulate: int, recompute: bool
+) -> float:
+    """Peak MB of what one process computes at once of a step."""
+    some = slice(0, math.ceil(run.settings["batch"] / accumulate / Team().size))
     images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
+    model = run.build().to(device)
+    if recompute:
+        recompute_blocks(model)
     with autocast(device, run.settings["precision"]):
-        return measure.training_memory(run.build().to(device), images, labels)
+        return measure.training_memory(model, images, labels)
