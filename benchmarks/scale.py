@@ -11,18 +11,21 @@ from functools import partial
 import pandas as pd
 import torch
 from PIL import Image
+from torch._subclasses import FakeTensorMode
+from torch.nn import CrossEntropyLoss
 
 from benchmarks import fits, records
 from benchmarks.clock import Clock
 from benchmarks.results import benchmark
 from vixlib import build
+from vixlib.distributed import Team, recompute_blocks
 from vixlib.images import read_image
 from vixlib.measure import flops, mechanism_flops, parameters
 from vixlib.paper.figures import written
 from vixlib.paper.readme import between
 from vixlib.paper.tables import crossovers
 from vixlib.systems import MECHANISMS, RESULTS, system
-from vixlib.train import descend, tokens_of
+from vixlib.train import autocast, descend, tokens_of
 
 SIDE, CLASSES = 224, 1000
 # the first tokens are those of 4 x 4 pixels, 56 x 56 of them, as in CvT's and Swin's first stage
@@ -44,6 +47,10 @@ PHOTO = 500, 375  # ImageNet's usual size
 # what is assumed and nowhere measured by us
 IMAGES, EPOCHS, RATE = 1_281_167, 300, 50e12
 GPUS, BATCH, LINK, JPEG = 64, 128, 25e9, 110e3
+# sides and images of a step that is spared memory, and how: pieces of the batch, blocks twice
+SPARED = (224, 16), (1024, 4)
+WAYS = {"as it is": (1, False), "in 4 pieces": (4, False)}
+WAYS |= {"blocks computed twice": (1, True), "both": (4, True)}
 STATE = 16  # bytes a parameter: weight, gradient and Adam's two moments in float32
 CARDS = 16e9, 24e9, 80e9
 
@@ -99,6 +106,27 @@ def check(name: str, clock: Clock, device: torch.device, precision: str) -> list
     row = {"model": name, "quantity": "memory", "side": FITTED, "batch": 4}
     row |= {"counted_mb": round(2 * two - one + (two - one), 2)}
     return [*found, row | {"measured_mb": round(fits.measured(*step), 2)}]
+
+
+def spared(name: str, device: torch.device, precision: str) -> list[dict]:
+    """Of a system at some sides: MB of two training steps, by how they are taken."""
+    found = []
+    for side, batch in SPARED:
+        for way, (pieces, twice) in WAYS.items():
+            with FakeTensorMode(), fits.Live() as live, device:
+                model, team = made(name, side), Team(pieces)
+                if twice:
+                    recompute_blocks(model)
+                images, labels = torch.zeros(batch, 3, side, side), torch.zeros(batch).long()
+                optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+                for _ in range(2):
+                    with autocast(device, precision):
+                        team.step(
+                            model, optimizer, images, labels, batch, model, CrossEntropyLoss()
+                        )
+            row = {"model": name, "quantity": "spared", "side": side, "batch": batch, "way": way}
+            found.append(row | {"counted_mb": round(live.peak / 1e6, 1)})
+    return found
 
 
 def reading(clock: Clock) -> list[dict]:

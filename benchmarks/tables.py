@@ -137,6 +137,8 @@ def at_scale(settings: Settings) -> Iterator[Cell]:
     yield Cell("reading", partial(_versioned, scale.reading, settings.clock))
     for name in scale.CHECKED[:1] if settings.quick else scale.CHECKED:
         yield Cell(f"check {name}", partial(_versioned, scale.check, name, settings.clock, *how))
+    for name in () if settings.quick else ("ViT", "ViN"):
+        yield Cell(f"spared {name}", partial(_versioned, scale.spared, name, *how))
     names = scale.SYSTEMS[:1] if settings.quick else (*scale.SYSTEMS, *scale.FIXED)
     yield Cell("costs", partial(_versioned, scale.costs, names))
     for name in () if settings.quick else dict.fromkeys((*scale.FIRST, *names)):
