@@ -208,6 +208,21 @@ def pays_lines() -> list[str]:
     return lines + [f"| {written(name)} | {' | '.join(row)} |" for name, *row in table.itertuples()]
 
 
+def spared_lines(rows: pd.DataFrame) -> list[str]:
+    """MB of a step by how it is taken, a column a way."""
+    own = rows[rows["quantity"] == "spared"]
+    own = own.assign(size=[f"{s:.0f} x {s:.0f}" for s in own["side"]])
+    table = own.pivot_table("counted_mb", ["model", "size", "batch"], "way", sort=False)
+    lines = [
+        f"| system | images | {' | '.join(table)} |",
+        f"|---|---|{'--:|' * len(table.columns)}",
+    ]
+    for (model, size, batch), row in table.iterrows():
+        cells = [f"{mb:,.0f} MB" for mb in row]
+        lines.append(f"| {model} | {batch:.0f} of {size} | {' | '.join(cells)} |")
+    return lines
+
+
 def stall_lines(rows: pd.DataFrame) -> Iterator[str]:
     """What 64 GPUs need of input and network while they compute."""
     ms = rows.loc[rows["quantity"] == "reading", "ours_ms"].iloc[0]
@@ -253,6 +268,7 @@ def rendered(text: str) -> str:
         "pays": pays_lines(),
         "stalls": [*stall_lines(rows), "", read],
         "sharded": sharded_lines(rows),
+        "spared": spared_lines(rows),
     }
     for name, lines in parts.items():
         text = between(text, name, lines)

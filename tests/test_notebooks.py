@@ -45,7 +45,7 @@ if "google.colab" in sys.modules:
     %pip install --quiet --no-deps -e /content/vixlib
     sys.path.insert(0, "/content/vixlib")"""
 PARAMETERS = ['profile = "laptop"', "train = False", "seeds = 1"]
-TAGS = {"colab", "parameters", "exercise", "nbval-ignore-output"}
+TAGS = {"colab", "parameters", "exercise", "nbval-ignore-output", "hide-output"}
 LARGEST = 500_000  # bytes
 
 
@@ -377,6 +377,27 @@ def exercises(page: Page) -> list[str]:
     return wrong
 
 
+def predictions(page: Page) -> list[str]:
+    """What a reader shall predict is hidden: a guess, or outputs that JupyterLab and the site fold.
+
+    And nothing else is.
+    """
+    wrong, asked = [], None  # the cell that asks, until an answer has been hidden
+    under = False  # such a cell
+    for cell in page.cells if not page.solution else ():
+        if cell.cell_type == "markdown":
+            wrong += [f"its answer is seen: {where(asked)}"] if asked else []
+            under = bool(re.search(r"\*predict\b", cell.source.lower()))
+            asked = cell if under else None
+            continue
+        folded = cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
+        if folded != ("hide-output" in tags(cell)) or (folded and not under):
+            wrong.append(f"hidden by halves, or nothing was to be predicted: {where(cell)}")
+        if folded or "show.guess(" in cell.source:
+            asked = None
+    return wrong
+
+
 def solved(page: Page) -> list[str]:
     """In a solution every verdict is "right"."""
     cells = page.code if page.solution else []
@@ -387,7 +408,7 @@ def solved(page: Page) -> list[str]:
 RULES = [
     *(title, badges, promises, colab, parameters, imports, machine, length, short, median),
     *(classes, shell, profiles, semicolons, paths, links, executed, errors, pictures, repeatable),
-    *(traces, kernel, ids, known_tags, small, exercises, solved),
+    *(traces, kernel, ids, known_tags, small, exercises, predictions, solved),
 ]
 
 
@@ -496,6 +517,10 @@ def tag(name: str, at: int = 7):
     return lambda page: page.cells[at].metadata.setdefault("tags", []).append(name)
 
 
+def folded(page: Page) -> None:
+    page.cells[7].metadata["jupyter"] = {"outputs_hidden": True}
+
+
 def many(page: Page, count: int) -> None:
     page.cells[8:8] = [nbformat.v4.new_markdown_cell("text") for _ in range(count)]
 
@@ -563,6 +588,13 @@ DOCTORED = [
     (exercises, lambda page: page.cells[-1].metadata.clear()),
     (exercises, put("How many?", at=-2)),
     (exercises, put("★★ How many?\n\n★ And how many now?", at=-2)),
+    (
+        predictions,
+        lambda page: page.cells.insert(7, nbformat.v4.new_markdown_cell("*Predict:* x?")),
+    ),
+    (predictions, tag("hide-output")),
+    (predictions, folded),
+    (predictions, lambda page: tag("hide-output")(page) or folded(page)),
 ]
 
 

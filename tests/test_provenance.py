@@ -59,7 +59,11 @@ def edited(package, module, old, new):
     ("module", "old", "new"),
     [
         ("train", "def learn(", "# why\n\n\ndef learn("),
-        ("train", '"""Raise TimeUp past the deadline, of one process in all of them."""', '"""Another docstring."""'),
+        (
+            "train",
+            '"""Raise TimeUp past the deadline, of one process in all of them."""',
+            '"""Another docstring."""',
+        ),
         ("train", 'class TimeUp(Exception):\n    """The', 'class TimeUp(Exception):\n    """A'),
         (
             "train",

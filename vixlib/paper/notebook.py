@@ -61,7 +61,7 @@ def effect(records: pd.DataFrame, says: str, pairs: Mapping) -> None:
 
 def conclude(*hypotheses: str) -> None:
     """Prints what the study says of some hypotheses of its register, a sentence each."""
-    judged = study.verdicts(training.read(queue("study"))).set_index("hypothesis")
+    judged = study.verdicts(training.known(queue("study"))).set_index("hypothesis")
     for row in judged.loc[[*hypotheses]].to_dict("records"):
         print(study.sentence(row))
 

@@ -231,20 +231,25 @@ def read(
     With `train`, what is missing or stale is trained here and now, one line an epoch. Without it,
     a missing record is a row without numbers; `command` says how to make it.
     """
-    rows, wanted = [], [*wanted]
+    wanted = [*wanted]
     todo = unfinished(wanted) if train else []
     perform_all(todo, folder=folder, dirty=dirty)
-    for run in wanted:
-        record = load(run)
-        if run in todo and record and record["status"] == "read":
-            record["status"] = "trained"
-        known = record or {**asdict(run), "name": run.name, **run.settings, "status": "missing"}
-        rows.append(known | {"command": run.command})
-    frame = pd.DataFrame(rows)
+    frame = known(wanted)
+    done = frame["name"].isin([run.name for run in todo]) & (frame["status"] == "read")
+    frame.loc[done, "status"] = "trained"
     count = frame["status"].tolist().count
     told = (f"{count(status)} {status}" for status in STATUS if count(status) or status in USUAL)
     print(", ".join(told))
     return frame
+
+
+def known(wanted: Iterable[Run]) -> pd.DataFrame:
+    """What `read` finds, without a word."""
+    rows = []
+    for run in wanted:
+        record = load(run) or asdict(run) | run.settings | {"name": run.name, "status": "missing"}
+        rows.append(record | {"command": run.command})
+    return pd.DataFrame(rows)
 
 
 def note(text: str) -> None:
