@@ -10,10 +10,8 @@ from vixlib import build, list_systems, measure
 from vixlib.attention import Grid, Mechanism
 from vixlib.errors import BadInput
 from vixlib.fused import Fourier, Nystrom, Performer, Softmax
-from vixlib.layers import MultiHead, Residual, Rotary
+from vixlib.layers import MultiHead, Rotary
 from vixlib.maps import attention_maps
-from vixlib.models.baselines import ResNet
-from vixlib.models.cct import CCX
 from vixlib.models.host import FEWEST_TOKENS
 from vixlib.paper.runs import published
 from vixlib.systems import MIXERS, SYSTEMS, TABLES
@@ -210,21 +208,6 @@ def test_any_mixer_takes_the_place_of_attention(name):
 def test_a_vit_whose_mixer_is_fourier_is_fnet():
     assert measure.parameters(meta("ViT", mixer=Fourier)) == SIZES["FNet"]
     assert measure.parameters(meta("HybridViT", mixer=Fourier)) == SIZES["HybridFNet"]
-
-
-@pytest.mark.parametrize(
-    ("call", "old", "new"),
-    [
-        (lambda: Grid(2, 3, extra=1).prefix_tokens == 1, "extra", "prefix_tokens"),
-        (lambda: meta("ViT", classes=7).head[1].out_features == 7, "classes", "num_classes"),
-        (lambda: CCX(classes=7).head.out_features == 7, "classes", "num_classes"),
-        (lambda: ResNet(pairs=1, classes=7).layers[-1].out_features == 7, "classes", "num_classes"),
-        (lambda: Residual(drop=0.5).drop_path == 0.5, "drop", "drop_path"),
-    ],
-)
-def test_old_names_work_and_tell_the_new_one(call, old, new):
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
-        assert call()
 
 
 def test_a_class_or_a_partial_gives_its_own_defaults():

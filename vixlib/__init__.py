@@ -10,4 +10,4 @@ from vixlib.weights import export, load, predict, save
 __all__ = ["Grid", "Linformer", "Mechanism", "Nystrom", "Performer", "Softmax"]
 __all__ += ["build", "export", "list_systems", "load", "predict", "resized", "save"]
 __all__ += ["self_attention"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vixlib.errors import BadInput, checked, held, renamed, whole
+from vixlib.errors import BadInput, checked, held, whole
 
 COMPRESSION = 16  # tokens a landmark: the paper keeps 64 of 1,024
 
@@ -46,7 +46,7 @@ def _grid(cls: type, rows: int, columns: int, prefix_tokens: int = 0) -> Grid:
     return cls._make(whole(name, value, least=0) for name, value in numbers.items())
 
 
-Grid.__new__ = renamed(_grid, extra="prefix_tokens")
+Grid.__new__ = _grid
 Bias = Callable[..., Tensor]
 
 

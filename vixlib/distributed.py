@@ -86,36 +86,30 @@ class Team:
     ) -> tuple[Tensor, Tensor]:
         """One step on this process's share of a batch of `total`: its mean loss, how many right."""
         truth = labels if labels.ndim == 1 else labels.argmax(1)
-        weigh = getattr(loss_of, "weight", None)  # the mean over a batch is weighted by classes
-        same = weigh is None or labels.ndim > 1
-        weights = torch.ones(len(labels), device=images.device) if same else weigh[truth]
-        every = self.sum(weights.sum().double())
+        weigh = None if labels.ndim > 1 else loss_of.weight  # a mean over a batch is by classes'
+        weights = truth.new_ones(len(truth)).double() if weigh is None else weigh[truth].double()
+        every = self.sum(weights.sum())
         told = torch.zeros(3, dtype=torch.float64, device=images.device)  # loss, right, seen
-        own, devices = self.share(total), [images.device] if images.is_cuda else []
+        first, devices = self.share(total).start, [images.device] if images.is_cuda else []
         optimizer.zero_grad()
-        edges = [piece * len(labels) // self.pieces for piece in range(self.pieces + 1)]
-        for begin, end in pairwise(edges):
-            if begin == end:
-                continue
-            part = slice(begin, end)
-            with (
-                torch.random.fork_rng(devices),  # each piece meets the draws of the whole batch
-                Share(slice(own.start + begin, own.start + end), total, self),
-            ):
+        edges = {piece * len(labels) // self.pieces for piece in range(self.pieces + 1)}
+        for begin, end in pairwise(sorted(edges)):
+            own, part = slice(first + begin, first + end), slice(begin, end)
+            # each piece meets the draws of the whole batch
+            with torch.random.fork_rng(devices), Share(own, total, self):
                 logits = logits_of(images[part])
                 wide = torch.promote_types(logits.dtype, torch.float32)
-                loss = loss_of(logits.to(wide), labels[part]) * (weights[part].sum() / every).to(
-                    wide
-                )
+                share = (weights[part].sum() / every).to(wide)
+                loss = loss_of(logits.to(wide), labels[part]) * share
                 loss.backward()
-            right = (logits.detach().argmax(1) == truth[part]).sum()
-            told += torch.stack(
-                [loss.detach().double(), right.double(), right.new_tensor(end - begin)]
-            )
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
-        for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(summed.view_as(grad))
+            told[0] += loss.detach()
+            told[1] += (logits.detach().argmax(1) == truth[part]).sum()
+            told[2] += end - begin
+        if self.size > 1:
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
+            for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(summed.view_as(grad))
         optimizer.step()
         loss, right, seen = self.sum(told)
         return loss.to(wide), right * total / seen

@@ -5,7 +5,6 @@ import functools
 import inspect
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,19 +176,6 @@ def checked(function: Callable) -> Callable:
         for name, value in signature.bind(*arguments, **options).arguments.items():
             if name in named and name not in rest:
                 held(name, value, named[name].annotation, named[name].default)
-        return function(*arguments, **options)
-
-    return call
-
-
-def renamed(function: Callable, **names: str) -> Callable:
-    """The function, its keywords renamed, old=new: the old work, with a DeprecationWarning."""
-
-    @functools.wraps(function)
-    def call(*arguments, **options):
-        for old in names.keys() & options.keys():
-            warnings.warn(f"{old} is now {names[old]}", DeprecationWarning, stacklevel=2)
-            options[names[old]] = options.pop(old)
         return function(*arguments, **options)
 
     return call

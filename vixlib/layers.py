@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Mechanism, resample, widened
-from vixlib.errors import BadInput, number, renamed, whole
+from vixlib.errors import BadInput, number, whole
 
 FRESH_STD = 0.02  # spread of fresh positions and CLS; the released code's is 1
 
@@ -231,7 +231,6 @@ class Residual(nn.Sequential):
     Stochastic depth: Huang et al. 2016, equation 5, what is kept scaled up instead of later down.
     """
 
-    @partial(renamed, drop="drop_path")
     def __init__(self, *layers: nn.Module, drop_path: float = 0.0):
         super().__init__(*layers)
         self.drop_path = number("drop_path", drop_path, below=1)

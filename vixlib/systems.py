@@ -17,7 +17,7 @@ from torch import nn
 
 from vixlib import paths
 from vixlib.attention import Maker, Mechanism
-from vixlib.errors import BadInput, one_of, renamed
+from vixlib.errors import BadInput, one_of
 from vixlib.fused import Softmax
 from vixlib.models.host import FEWEST_TOKENS, TokenMixer
 
@@ -123,7 +123,6 @@ def system(name: str) -> System:
     return SYSTEMS[one_of("system", name, SYSTEMS)]
 
 
-@partial(renamed, classes="num_classes")
 def build(
     name: str,
     *,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vixlib.attention import Grid, Maker, Mechanism, construct
-from vixlib.errors import BadInput, BadType, checked, held, renamed, whole
+from vixlib.errors import BadInput, BadType, checked, held, whole
 from vixlib.fused import MultiHead, Softmax
 from vixlib.layers import Rotary
 
@@ -68,7 +68,7 @@ class Host(nn.Module):
 
     def __init_subclass__(cls):
         if "__init__" in vars(cls):  # options keep to their annotations
-            cls.__init__ = renamed(checked(cls.__init__), classes="num_classes")
+            cls.__init__ = checked(cls.__init__)
 
     def __new__(cls, /, **options):
         host = super().__new__(cls)
