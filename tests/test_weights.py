@@ -1,8 +1,10 @@
 """Saved models rebuild themselves; what is damaged or of somebody else is a line."""
 
+import json
 import pickle
 import random
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import images, randomise, small
+from small import images, randomise, sizes_of, small
 from torch import nn
 
 import vixlib
@@ -20,6 +22,7 @@ from vixlib.fused import Fourier
 from vixlib.models.vix import ViX
 from vixlib.systems import SYSTEMS
 
+ROOT = Path(__file__).parents[1]
 FAMILIES = {row.family.name: name for name, row in SYSTEMS.items()}
 
 
@@ -245,3 +248,48 @@ def test_the_exported_model_is_the_same(good, tmp_path):
         with torch.no_grad():
             assert np.abs(logits - model(x).numpy()).max() < 1e-4
     assert session.get_modelmeta().custom_metadata_map["classes"] == "a\nb\nc"
+
+
+# ---- what ships ----
+
+
+def test_trained_models_ship():
+    """Of the systems that runs.json names; a new last layer, another size; nothing else changes."""
+    folder = ROOT / "vixlib" / "pretrained"
+    for name in json.loads((folder / "runs.json").read_text()):
+        model = build(name, pretrained=True)
+        equal(model, weights.load(folder / f"{name}.safetensors"))
+        assert not model.training
+        assert model.classes[:3] == ("airplane", "automobile", "bird")
+    three, larger = (
+        build("ViN", pretrained=True, **o) for o in ({"num_classes": 3}, {"image_size": 48})
+    )
+    own, kept = three.state_dict(), load_file(folder / "ViN.safetensors")
+    fresh = [key for key in kept if not torch.equal(own[key], kept[key])]
+    assert {own[key].shape[0] for key in fresh} == {3}
+    assert larger.size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "CvT"}, "unknown pretrained system 'CvT'; legal: ViL, ViN, ViP, ViT"),
+        ({"attention": Mean}, "weights are of a system as it is"),
+        ({"dim": 32}, "unknown option of pretrained 'dim'"),
+    ],
+)
+def test_what_was_not_trained_is_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        build(**{"name": "ViN", "pretrained": True, **options})
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_torch_hub_has_every_system(name):
+    sizes = sizes_of(name)
+    model = torch.hub.load(str(ROOT), name, source="local", **sizes)
+    assert (model.system, model.asked) == (name, build(name, **sizes).asked)
+
+
+def test_torch_hub_has_trained_systems():
+    here = {"source": "local", "pretrained": True}
+    equal(torch.hub.load(str(ROOT), "ViN", **here), build("ViN", pretrained=True))

@@ -130,6 +130,7 @@ def build(
     mixer: TokenMixer | None = None,
     few_tokens: str | None = None,
     num_classes: int = 10,
+    pretrained: bool = False,
     **sizes,
 ) -> nn.Module:
     """A fresh model of a named system; defaults are the paper's CIFAR-10 setting.
@@ -141,7 +142,14 @@ def build(
     `mixer` takes the place of attention: any mixer(dim, grid), such as Fourier.
     `sizes` are the host's: image_size (an int or (height, width)), and for the ViX patch_size, dim,
     depth, dim_head (32 unless said), ... The model's `system` and `asked` say how it was called.
+    `pretrained` gives the trained model that ships, of its own sizes: weights.pretrained.
     """
+    if pretrained:
+        from vixlib import weights  # which build by this function
+
+        if attention or mixer:
+            raise BadInput("pretrained: weights are of a system as it is, without another part")
+        return weights.pretrained(name, num_classes=num_classes, **sizes)
     row, sizes = system(name), {"num_classes": num_classes, **sizes}
     one_of("few_tokens", few_tokens or "softmax", ["softmax"])
     chosen = {} if mixer is None else {"mixer": mixer}

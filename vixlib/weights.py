@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vixlib.data import normalise
-from vixlib.errors import BadInput, CheckpointError, checked, extra, refused
+from vixlib.errors import BadInput, CheckpointError, checked, extra, one_of, refused
 from vixlib.images import MOST_PIXELS, read_image
 from vixlib.models.host import Host, resized
-from vixlib.paths import atomic_write
+from vixlib.paths import PACKAGE, atomic_write
 from vixlib.systems import SYSTEMS, build
 
 FORMAT = "vixlib 2"  # of the metadata
@@ -75,6 +75,18 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
         model.load_state_dict(state)
     model.classes = tuple(names)
     return model.eval()
+
+
+@checked
+def pretrained(name: str, *, num_classes: int = 10, image_size: int | tuple | None = None) -> Host:
+    """The model of a system that was trained on CIFAR-10 and ships, as `load` gives it.
+
+    Of 32 x 32 pixels in patches of 2, unless `image_size` stretches it; vixlib/pretrained/runs.json
+    names the runs, whose records say how far they come. BadInput lists the systems.
+    """
+    kept = {path.stem: path for path in sorted((PACKAGE / "pretrained").glob("*.safetensors"))}
+    model = load(kept[one_of("pretrained system", name, kept)], num_classes=num_classes)
+    return model if image_size is None else resized(model, image_size)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
