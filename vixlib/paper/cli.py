@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         with suppress(OSError):  # of a terminal that is gone
-            print("vix: stopped; the same command goes on", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first
+                print("vix: stopped; the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vix list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
