@@ -611,6 +611,13 @@ class TestSubset:
             assert getattr(found, f"{other}_images") is getattr(dataset, f"{other}_images")
         assert set(kept[small]) <= set(kept[large])
 
+    def test_images_for_testing_are_drawn_as_those_for_training(self):
+        digits = data.load("digits")
+        twice = {f"test_{what}": getattr(digits, f"train_{what}") for what in ("images", "labels")}
+        part = data.subset(data.replace(digits, **twice), 50, 50, seed=3)
+        assert part.test_images.equal(part.train_images)
+        assert part.test_labels.equal(part.train_labels)
+
     def test_every_size_is_stratified_and_nested(self):
         digits = data.load("digits")
         order = data._stratified(digits.train_labels)
@@ -648,6 +655,12 @@ class TestSubset:
         assert data.subset(digits, train=100).train_images.equal(
             data.subset(digits, train=100, seed=0).train_images
         )
+
+    def test_images_are_held_out_by_seed_0_unless_told(self):
+        digits = data.load("digits")
+        usual = data.held_out(digits, 50).test_images
+        assert usual.equal(data.held_out(digits, 50, seed=0).test_images)
+        assert not usual.equal(data.held_out(digits, 50, seed=1).test_images)
 
     def test_held_out_images_are_no_longer_trained_on(self):
         """Every image is numbered by its first pixel."""
@@ -711,6 +724,18 @@ class TestWhatIsFixed:
         digits = data.load("digits")
         with pytest.raises(dataclasses.FrozenInstanceError):
             digits.name = "letters"
+
+    def test_a_dataset_is_equal_to_itself_alone(self):
+        """To look whether all pixels are would cost seconds."""
+        digits = data.load("digits")
+        assert digits != data.replace(digits)
+        assert len({digits, data.replace(digits)}) == 2
+
+    def test_pictures_do_not_change(self):
+        pictures = data.Pictures([], torch.arange(0), (8, 8), 0, {})
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            pictures.size = 9, 9
+        assert pictures != data.replace(pictures)
 
     def test_every_tensor_goes_to_the_device(self):
         with Watch() as watch:

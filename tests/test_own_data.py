@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -70,6 +71,34 @@ def test_a_folder_in_two_parts_is_kept_so(tmp_path, name):
     assert found.test_labels.tolist() == [*numbers]
 
 
+def test_of_both_val_is_for_testing(tmp_path):
+    """What a folder calls test is often without labels."""
+    for seed, name in enumerate(("train", "test", "val")):
+        folder(tmp_path / name, 2, seed=seed)
+    found, wanted = dataset(tmp_path, size=16), by_hand(tmp_path / "val")
+    assert found.test_images.equal(torch.stack([pixels for pixels, _ in wanted]))
+    assert len(found.train_labels) == 6
+
+
+def test_a_class_without_an_image_to_train_on_is_refused(tmp_path):
+    for name in ("train", "val"):
+        folder(tmp_path / name, 1)
+    shutil.rmtree(tmp_path / "train" / "triangle")
+    with pytest.raises(DataError, match="no image to train on of class triangle"):
+        dataset(tmp_path, size=16)
+
+
+@pytest.mark.parametrize(("count", "tested"), [(2, 1), (8, 2), (11, 2), (13, 3)])
+def test_a_share_is_rounded(count, tested):
+    assert len(dataset(Coloured(count), size=8, test_share=0.2).test_labels) == tested
+
+
+def test_a_warning_names_the_line_that_asked():
+    with pytest.warns(UserWarning, match="skipped 1 that") as caught:
+        dataset(Coloured(100, broken=[7]), size=8)
+    assert [each.filename for each in caught] == [__file__]
+
+
 def test_what_cannot_be_read_is_listed_up_to_a_hundredth(tmp_path):
     root = folder(tmp_path / "photos", 40)
     (root / "circle" / "broken.jpg").write_bytes(b"no image")
@@ -114,6 +143,16 @@ def test_torchvision_s_folder_is_read_as_ours(photos, tmp_path):
     turned = dataset(ImageFolder(tmp_path), size=8).train_images
     assert (turned[:, 0, 0, 7] == 255).all()  # turned, which its own loader does not do
     assert not turned[:, 0, 0, 0].any()
+
+
+def test_a_link_out_of_torchvision_s_folder_is_refused(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    root = folder(tmp_path / "photos", 2)
+    Image.new("RGB", (9, 9)).save(tmp_path / "outside.png")
+    (root / "square" / "link.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(DataError, match=r"of 7 images 1 that .*link\.png: .*a link to"):
+        dataset(ImageFolder(str(root)), size=16)
 
 
 class Coloured(torch.utils.data.Dataset):
