@@ -134,6 +134,14 @@ def test_fewer_queries_are_no_places_of_their_own():
     assert torch.allclose(seen, expected)
 
 
+def test_what_is_beyond_a_hundred_is_no_pixel():
+    model, x = small("ViT"), torch.full((1, 3, 16, 16), 100.0)
+    assert len(attention_maps(model, x)) == 2
+    for far in (x + 0.5, -x - 0.5):
+        with pytest.raises(BadInput, match="normalised floats"):
+            attention_maps(model, far)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -5,6 +5,7 @@ import pickle
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_files_of_something_else(good, tmp_path):
     one_line(tmp_path / "nowhere")
 
 
+def test_what_a_file_says_of_its_model_is_in_its_checksum(good, tmp_path):
+    file = tmp_path / "a.safetensors"
+    with safe_open(good, "pt") as opened:
+        about = opened.metadata()
+    for change in ({"classes": "b\na\nc"}, {"size": "[8, 32]"}, {"more": "?"}):
+        save_file(load_file(good), file, about | change)
+        assert "damaged weights" in one_line(file)
+
+
 def test_bad_calls(good):
     model = vixlib.load(good)
     for call, message in (
@@ -228,12 +238,37 @@ def test_predictions_are_those_of_the_model(good, tmp_path):
     assert vixlib.predict(good, files[0]) == vixlib.predict(good, [files[0]])
 
 
+def test_names_that_are_too_few_are_an_error(good):
+    model = vixlib.load(good)
+    model.classes = ("a", "b")
+    with pytest.raises(ValueError, match="zip"):
+        vixlib.predict(model, torch.zeros(3, 16, 16))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_probabilities_that_are_not_finite_are_an_error(good, bad):
     model = vixlib.load(good)
     model.head[1].bias.data[0] = bad
     with pytest.raises(BadInput, match="probabilities are not finite"):
         vixlib.predict(model, torch.zeros(2, 3, 16, 16))
+
+
+def test_a_copy_in_evaluation_is_exported(good, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="pip install '.[export]'")
+    given, about = [], {}
+
+    def export(model, *_, **__):
+        given.append(model)
+        made = SimpleNamespace(metadata_props=about)
+        return SimpleNamespace(model=made, save=lambda path: path.write_text("made"))
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    model = vixlib.load(good).train()
+    vixlib.export(model, tmp_path / "a.onnx")
+    assert model.training
+    assert not any(module.training for module in given[0].modules())
+    assert about == {"classes": "a\nb\nc", "normalisation": weights.NORMALISATION}
+    assert (tmp_path / "a.onnx").read_text() == "made"
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")
@@ -248,6 +283,7 @@ def test_the_exported_model_is_the_same(good, tmp_path):
         with torch.no_grad():
             assert np.abs(logits - model(x).numpy()).max() < 1e-4
     assert session.get_modelmeta().custom_metadata_map["classes"] == "a\nb\nc"
+    assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 16, 16])]
 
 
 # ---- what ships ----
