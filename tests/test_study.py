@@ -128,6 +128,19 @@ def test_a_verdict_may_depend_on_the_budget():
     assert found.loc["rope", "overall"] == found.loc["rope", "verdict"]
 
 
+def test_claims_with_other_margins_are_not_one_claim(monkeypatch):
+    other = REGISTER.reset_index(drop=True)
+    other.loc[other["hypothesis"] == "convolution-4", "margin"] = 0.5
+    monkeypatch.setattr(study, "register", other.copy)
+
+    def effects(run):
+        return 3.0 * ("Hybrid" in run.system) * (1 if run.settings["epochs"] == 8 else -1)
+
+    found = study.verdicts(simulated(effects, noise=0.05))
+    for name, word in (("convolution", "holds"), ("convolution-4", "does not hold")):
+        assert claim(found, name)["overall"] == claim(found, name)["verdict"] == word
+
+
 def test_what_is_not_registered_is_refused():
     row = REGISTER.loc["padding"].to_dict() | {"compares": "+ ViN:epochs=5 - ViN:epochs=4"}
     with pytest.raises(BadInput, match=r"padding: ViN\.cifar10.*epochs=5 is not registered"):
@@ -264,6 +277,12 @@ def test_the_rate_is_that_of_the_rule():
     assert study.chosen_rate(study.rates(records())) == 0.0005
     assert study.chosen_rate(study.rates(records().iloc[1:])) is None
     assert study.rates(records()).loc["ViT", 0.0005] == pytest.approx(40.6)
+
+
+def test_a_rate_as_near_as_the_rule_says_is_near():
+    means = pd.Series({0.0005: 40.0, 0.001: 40.5, 0.002: 40.75})  # no rounding
+    table = pd.DataFrame([means] * 5)
+    assert [study.chosen_rate(table, near=near) for near in (0.25, 0.125)] == [0.001, 0.002]
 
 
 def test_what_follows_part_0_trains_at_the_rate_that_it_chose():
