@@ -503,6 +503,11 @@ def test_peak_memory_is_the_most_at_once(sizes, peak):
     assert measure.peak_memory(call, CPU) == pytest.approx(peak, abs=1e-3)
 
 
+def test_a_megabyte_is_a_million_bytes():
+    got = measure.peak_memory(lambda: torch.zeros(250_000), CPU)
+    assert got == pytest.approx(1, rel=1e-9)
+
+
 def test_peak_memory_on_a_gpu_is_that_of_its_allocator(monkeypatch):
     told = []
     for name, answer in {
