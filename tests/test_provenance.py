@@ -524,6 +524,15 @@ def test_a_run_that_is_no_more_is_one_line(record, root, capsys, change, said):
     assert said in error
 
 
+def test_runs_of_committed_records_are_still_the_same():
+    """By their names and settings, the sizes of models among them."""
+    kept = [*(paths.CHECKOUT / "figures" / "records").rglob("*.json")]
+    assert kept
+    for path in kept:
+        run, _ = verify.rebuilt(path)
+        assert run.name == path.stem
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
