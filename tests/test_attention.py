@@ -399,6 +399,12 @@ def test_orthogonal_directions():
     assert lengths.std().item() == pytest.approx(math.sqrt(0.5), rel=0.1)
 
 
+def test_directions_are_drawn_anew_for_each_layer():
+    one, other = (Performer(HEADS, WIDTH, GRID, GRID).directions for _ in range(2))
+    assert not one.isclose(other).any()
+    assert not one.norm(dim=1).isclose(other.norm(dim=1)).any()
+
+
 def test_few_tokens_keep_softmax():
     few, enough = Grid(7, 9), Grid(8, 8)
     for mechanism in MECHANISMS.values():

@@ -50,6 +50,13 @@ def test_runs_and_learns_at_another_size(name, size):
     assert all(torch.equal(before[key], after[key]) for key in before)  # it was a copy
 
 
+@pytest.mark.parametrize("name", ["ViN-RoPE", "ViL", "LeViN", "CvP"])
+def test_a_model_in_float64_stays_one(name):
+    other = resized(small(name).double(), (24, 20))
+    held = {key: t.dtype for key, t in [*other.named_parameters(), *other.named_buffers()]}
+    assert {of for key, of in held.items() if "num_batches" not in key} == {torch.float64}
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_papers_model_at_larger_sizes(name):
     model = build(name).eval()
