@@ -383,19 +383,20 @@ def predictions(page: Page) -> list[str]:
     And nothing else is.
     """
     wrong, asked = [], None  # the cell that asks, until an answer has been hidden
-    under = False  # such a cell
+    under = False  # such a cell, to the end of its section
     for cell in page.cells if not page.solution else ():
         if cell.cell_type == "markdown":
-            wrong += [f"its answer is seen: {where(asked)}"] if asked else []
-            under = bool(re.search(r"\*predict\b", cell.source.lower()))
-            asked = cell if under else None
+            asks = bool(re.search(r"\*predict\b", cell.source.lower()))
+            if asks or cell.source.startswith("## "):
+                wrong += [f"its answer is seen: {where(asked)}"] if asked else []
+                under, asked = asks, cell if asks else None
             continue
         folded = cell.metadata.get("jupyter", {}).get("outputs_hidden", False)
         if folded != ("hide-output" in tags(cell)) or (folded and not under):
             wrong.append(f"hidden by halves, or nothing was to be predicted: {where(cell)}")
         if folded or "show.guess(" in cell.source:
             asked = None
-    return wrong
+    return wrong + ([f"its answer is seen: {where(asked)}"] if asked else [])
 
 
 def solved(page: Page) -> list[str]:
