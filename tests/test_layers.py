@@ -145,6 +145,12 @@ def test_residual_adds_and_drops_whole_samples_in_training():
     assert torch.equal(dropping.eval()(x + 1), 2 * (x + 1))
 
 
+def test_layers_drop_samples_of_their_own():
+    x, layer = torch.ones(1000, 1), nn.Flatten(0, 0)
+    one, other = (Residual(layer, drop_path=0.5)(x) for _ in range(2))
+    assert 400 < (one == other).sum() < 600
+
+
 def test_norms_are_over_samples_and_tokens():
     norm, x = TokenNorm(3).double(), 2 + 3 * random(6, 5, 3)
     mean, variance = x.mean((0, 1)), x.var((0, 1), unbiased=False)
