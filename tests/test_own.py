@@ -1,5 +1,6 @@
 """Three commands from a folder of images to predictions, an exported model and its maps."""
 
+import inspect
 import itertools
 import json
 import os
@@ -12,10 +13,13 @@ from PIL import Image
 
 import vixlib
 from vixlib.__main__ import main
+from vixlib.data import Dataset
+from vixlib.errors import CheckpointError
 from vixlib.images import read_image
 from vixlib.maps import attention_maps, rollout
-from vixlib.paper.runs import Run
+from vixlib.paper.runs import RECIPES, Run
 from vixlib.paper.training import perform
+from vixlib.train import fit
 
 QUICK = ["--image-size", "16", "--set", "dim=32", "--set", "depth=1"]
 NAME = "ViN.photos.own.seed0.dim=32.depth=1.image_size=16.epochs=5"
@@ -144,6 +148,35 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     assert "--start: expected weights of ViP, got those of ViN" in capsys.readouterr().err
     assert main(["train", "FNet", "--data", str(photos), *QUICK, "--set", "lr=1e9"]) == 1
     assert "diverged in epoch" in capsys.readouterr().out
+
+
+def test_a_training_goes_on_with_its_own_images_alone(root, monkeypatch):
+    def images(count, classes="abcdefghij"):
+        pixels, labels = torch.zeros(count, 3, 16, 16, dtype=torch.uint8), torch.arange(count) % 10
+        return Dataset(pixels, labels, pixels[:9], labels[:9], tuple(classes), "noise")
+
+    def stop(deadline):
+        if next(calls):
+            raise vixlib.train.TimeUp
+
+    run, calls = Run("FNet", "quick", overrides=(("epochs", 1), ("batch", 10))), itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr("vixlib.train.stop_at", stop)
+        assert perform(run, images=images(30)) is None
+    for other in (images(40), images(30, "jihgfedcba")):
+        with pytest.raises(CheckpointError, match="of another run or code"):
+            perform(run, images=other)
+    assert perform(run, images=images(30))["train_images"] == 30
+
+
+def test_all_that_a_recipe_says_to_fit_reaches_it():
+    asked = {"lr": 0.5, "weight_decay": 0.25, "warm_up": 0.125, "cosine": True, "augmented": True}
+    asked |= {"mix": "cutmix", "label_smoothing": 0.5, "class_weights": "balanced"}
+    asked |= {"best": True, "patience": 3, "batch": 7}
+    assert asked.keys() == vars(RECIPES["own"]).keys() & inspect.signature(fit).parameters.keys()
+    changes = *asked.items(), ("validation_images", 9), ("precision", "bfloat16"), ("epochs", 4)
+    told = Run("FNet", "quick", "fair", 2, changes).training
+    assert told == asked | {"precision": "bfloat16", "epochs": 4, "seed": 2}
 
 
 def test_runs_are_asked_by_system_options_or_name(root, capsys):
