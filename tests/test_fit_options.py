@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import images, small
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vixlib import data, resized, train
 from vixlib.data import Dataset
@@ -158,6 +159,21 @@ def test_the_best_epoch_is_kept():
     assert flat(model).equal(flat(ends))
 
 
+def test_the_best_epoch_is_kept_with_its_running_statistics():
+    def normed():
+        torch.manual_seed(3)
+        width = 3 * SIZE * SIZE
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, CLASSES))
+
+    model, ends, options = normed(), normed(), {"batch": 10, "lr": 0.05}
+    seen = [row["top1"] for row in fit(model, noise(), epochs=6, best=True, **options)]
+    first = seen.index(max(seen))
+    assert first < 5
+    fit(ends, noise(), epochs=first + 1, **options)
+    for name, tensor in ends.state_dict().items():
+        assert tensor.equal(model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_training_ends_when_patience_does(patience):
     options = {"batch": 10, "lr": 0.05}
@@ -246,3 +262,47 @@ def test_a_bar_names_its_epoch(monkeypatch):
     monkeypatch.setattr(train, "tqdm", bar)
     fit(Plain(), noise(), epochs=2, batch=10)
     assert names == ["epoch 1/2", "epoch 2/2"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_of_mixed_images_the_larger_share_is_right(share):
+    """Here the share of what the model says."""
+    some, model = noise(), Plain()
+    pixels, eye = some.train_images, torch.eye(CLASSES)
+    said = model(pixels.float() / 127.5 - 1).argmax(1)
+    assert len(said.unique()) > 1
+
+    def mixer(images, labels):
+        return images, share * eye[labels] + (1 - share) * eye[(labels + 1) % CLASSES]
+
+    how = torch.optim.SGD(model.parameters(), 0.1), some, pixels, said, False, "float32"
+    _, right = train.learn(model, *how, mixer=mixer)
+    assert right == (len(said) if share > 0.5 else 0)
+
+
+class Moves(TorchFunctionMode):
+    """What tensors are told to move to, a device or the like."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is torch.Tensor.to:
+            self.told.append(arguments[1])
+        return function(*arguments, **(options or {}))
+
+
+def test_what_a_training_holds_goes_to_its_device():
+    """Weights of classes, sums of an epoch and the order of each: a GPU reads no other memory."""
+    with Moves() as moves:
+        fit(Plain(), noise(), epochs=3, class_weights="balanced")
+    device = torch.device("cpu")
+    assert [told for told in moves.told if not isinstance(told, torch.dtype)] == [device] * 5
+
+
+def test_a_deadline_is_past_when_it_is_past(monkeypatch):
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    train.stop_at(5.0)
+    with pytest.raises(train.TimeUp):
+        train.stop_at(4.9)

@@ -27,7 +27,7 @@ from vixlib.paper import runs, training
 from vixlib.paper.records import files, unpacked
 from vixlib.paper.runs import Run
 from vixlib.paper.training import perform
-from vixlib.train import Checkpoint, TimeUp, evaluate, fit
+from vixlib.train import Checkpoint, TimeUp, evaluate, fit, judged
 
 few_examples = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -661,6 +661,23 @@ def test_one_score_that_is_not_finite_spoils_what_looks_at_it(n, place, first, b
     scores[place, place % 6] = bad
     found = evaluate(Lookup(scores), looked_up(n, 6), first)
     assert [math.isnan(value) for value in found] == [first is None or place < first] * 2
+
+
+def test_each_image_is_judged_as_accuracies_count_it():
+    dataset = looked_up(300, 7)
+    model = Lookup(torch.randn(300, 7))
+    hits = judged(model, dataset)
+    assert hits.shape == (300, 2)
+    assert (100 * hits.mean(0)).tolist() == pytest.approx(evaluate(model, dataset), abs=1e-3)
+    right = model.scores.argmax(1) == dataset.test_labels
+    assert hits[:, 0].bool().equal(right)
+
+
+def test_accuracies_have_four_places():
+    """Of three images the first is right, and the others are last of all."""
+    dataset, scores = looked_up(3, 12), torch.zeros(3, 12)
+    scores[range(3), dataset.test_labels] = torch.tensor([1.0, -1.0, -1.0])
+    assert evaluate(Lookup(scores), dataset) == (33.3333, 33.3333)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -389,6 +389,20 @@ def test_records_hold_what_a_training_leaves(root, whole, change):
         load(FIRST)
 
 
+def test_a_percentage_is_at_most_a_hundred(root, whole):
+    for top1, known in ((100.0, True), (100.5, False)):
+        changed = json.dumps(whole | {"top1": top1})
+        atomic_write(files(FIRST).record, lambda path, text=changed: path.write_text(text))
+        with contextlib.nullcontext() if known else pytest.raises(RecordError, match="top1"):
+            assert load(FIRST)["top1"] == top1
+
+
+def test_a_record_of_old_may_have_no_curve(root, whole):
+    fewer = {name: value for name, value in whole.items() if name != "curve"}
+    atomic_write(files(FIRST).record, lambda path: path.write_text(json.dumps(fewer)))
+    assert load(FIRST)["top1"] == whole["top1"]
+
+
 def test_verify_goes_on_after_a_damaged_record(root, capsys):
     for run in QUEUE[:2]:
         perform(run)
@@ -439,6 +453,10 @@ def test_room_is_for_the_whole_checkpoint(tmp_path):
     optimizer.step()
     with full(size + module.MORE):
         Checkpoint(tmp_path / "run.pt").save(model, optimizer, {})  # it was enough
+
+
+def test_what_is_not_there_is_deleted(tmp_path):
+    Checkpoint(tmp_path / "none.pt").delete()
 
 
 def test_a_folder_that_cannot_be_is_one_line(root, capsys):
