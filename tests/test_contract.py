@@ -283,6 +283,11 @@ def test_what_was_seen_is_told():
     assert told("nan beside large keys") == "relative difference nan"
 
 
+def test_all_that_gradients_reach_is_named():
+    seen = {row.property: row.seen for row in check_mechanism(SOUND["a gain"])}
+    assert seen["gradients reach values and parameters"] == "v, gain"
+
+
 def test_a_report_repeats():
     """It draws the same whenever it is asked."""
     drawn = []
