@@ -59,14 +59,14 @@ def cifar(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
 
-    def write(name):
-        pixels = random.integers(0, 256, (6, 3072), dtype=np.uint8)
-        batch = {"data": pixels, "labels": random.integers(0, 5, 6).tolist()}
+    def write(name, count=6):
+        pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": random.integers(0, 5, count).tolist()}
         (folder / name).write_bytes(pickle.dumps(batch))
         return [name, md5(folder / name)]
 
     monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}") for i in range(1, 6)])
-    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch")])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", 5)])
     meta = folder / "batches.meta"
     meta.write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
     official = {"filename": meta.name, "key": "label_names", "md5": md5(meta)}

@@ -88,6 +88,19 @@ def test_a_class_without_an_image_to_train_on_is_refused(tmp_path):
         dataset(tmp_path, size=16)
 
 
+@pytest.mark.parametrize("labels", [4, 6])
+def test_labels_to_test_on_are_as_many_as_images(labels):
+    pixels, numbers = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 3
+    with pytest.raises(BadInput, match=rf"got \[20, 20, 5, {labels}\]"):
+        dataset((pixels, numbers, pixels[:5], numbers[:labels]))
+
+
+def test_a_number_to_test_on_alone_is_refused():
+    pixels, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 3
+    with pytest.raises(DataError, match="no image to train on of class 3"):
+        dataset((pixels, labels, pixels, labels + 1))
+
+
 @pytest.mark.parametrize(("count", "tested"), [(2, 1), (8, 2), (11, 2), (13, 3)])
 def test_a_share_is_rounded(count, tested):
     assert len(dataset(Coloured(count), size=8, test_share=0.2).test_labels) == tested
