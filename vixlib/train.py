@@ -128,7 +128,7 @@ def fit(
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
         chosen = order.to(device).split(batch)[state["step"] :]
-        own = (some[team.share(len(some))] for some in chosen)
+        own = [some[team.share(len(some))] for some in chosen]
         some = batches(data.train_images, data.train_labels, own)
         finite.fill_(state["step"])
         epoch = f"epoch {state['epoch'] + 1}/{epochs}"

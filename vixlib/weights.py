@@ -20,7 +20,7 @@ from vixlib.errors import BadInput, CheckpointError, checked, extra, one_of, ref
 from vixlib.images import MOST_PIXELS, read_image
 from vixlib.models.host import Host, resized
 from vixlib.paths import PACKAGE, atomic_write
-from vixlib.systems import SYSTEMS, build
+from vixlib.systems import SYSTEMS, build, trained
 
 FORMAT = "vixlib 2"  # of the metadata
 NORMALISATION = json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3})  # of pixels from 0 to 1
@@ -87,6 +87,9 @@ def pretrained(name: str, *, num_classes: int = 10, image_size: int | tuple | No
     kept = {path.stem: path for path in sorted((PACKAGE / "pretrained").glob("*.safetensors"))}
     model = load(kept[one_of("pretrained system", name, kept)], num_classes=num_classes)
     return model if image_size is None else resized(model, image_size)
+
+
+trained.append(pretrained)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -115,7 +115,7 @@ def perform(
         known |= {"diverged_epoch": error.epoch, "diverged_step": error.step}
     if team.rank:  # one process writes
         return known | {"lr": s["lr"]}
-    record = _identity(run, dataset) | made_by | _costs(run, dataset, device, spared)
+    record = _identity(run, dataset) | made_by | _costs(run, dataset, device, **spared)
     record |= {"compiled": compiled, "load": round(os.getloadavg()[0], 1)} | known
     record |= (spared | {"processes": team.size}) if team or recompute else {}
     record |= {"first_losses": _finite(losses)}
@@ -183,7 +183,7 @@ def _identity(run: Run, dataset: data.Dataset) -> dict:
     return known | changed | run.settings | sizes | {"versions": versions()}
 
 
-def _costs(run: Run, dataset: data.Dataset, device: torch.device, spared: dict) -> dict:
+def _costs(run: Run, dataset: data.Dataset, device: torch.device, **spared) -> dict:
     """Columns of a record: what its model costs, and where."""
     name = measure.device_name(device)
     if device.type == "cpu":
@@ -431,7 +431,11 @@ def weights_of(run: Run) -> Path:
 
 
 def _training_memory(
-    run: Run, dataset: data.Dataset, device: torch.device, accumulate: int, recompute: bool
+    run: Run,
+    dataset: data.Dataset,
+    device: torch.device,
+    accumulate: int = 1,
+    recompute: bool = False,
 ) -> float:
     """Peak MB of what one process computes at once of a step."""
     some = slice(0, math.ceil(run.settings["batch"] / accumulate / Team().size))
