@@ -592,7 +592,7 @@ def git(folder, *arguments):
 def commit(clone, root, monkeypatch):
     """The commit in the record of a small run in the clone as it is then."""
     monkeypatch.setattr(paths, "CHECKOUT", clone)
-    monkeypatch.setattr("vixlib.paper.training._costs", lambda *_: {})
+    monkeypatch.setattr("vixlib.paper.training._costs", lambda *_, **__: {})
 
     def made(run=KEPT, **options):
         provenance._git.cache_clear()
