@@ -39,7 +39,7 @@ def in_float64(monkeypatch):
 
 def close(one: dict, other: dict, limit: float = 1e-9) -> None:
     for name in one:
-        a, b = (torch.tensor(found[name]).double() for found in (one, other))
+        a, b = (torch.tensor(found[name], dtype=torch.float64) for found in (one, other))
         # Adam enlarges what rounding leaves of slopes that are 0, such as those of a bias before a
         # norm, to steps of a whole rate; scores do not see them
         assert a.shape == b.shape
