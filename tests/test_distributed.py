@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,10 +19,12 @@ from together import images, trained, wide
 from torch import nn
 
 from vixlib import list_systems, measure, train
-from vixlib.distributed import Team
+from vixlib.distributed import Team, recompute_blocks
 from vixlib.errors import BadInput
 from vixlib.paper.cli import main
 from vixlib.paper.records import VOLATILE
+from vixlib.paper.runs import Run
+from vixlib.paper.training import perform
 from vixlib.train import fit
 
 HERE = Path(__file__).parent
@@ -91,6 +94,30 @@ def test_blocks_computed_twice_change_nothing(name):
             trained(name, recompute=True)
     else:
         close(trained(name, recompute=True), trained(name), 0.0)
+
+
+def test_a_copy_of_a_recomputed_model_computes_with_its_own_weights():
+    """Asked for twice, blocks are computed twice and no more; a resized model is a copy, too."""
+    model = small("ViT").eval()
+    recompute_blocks(model), recompute_blocks(model)
+    x = torch.randn(2, 3, *model.size)
+    with torch.no_grad():
+        before = model(x)
+        copy = deepcopy(model)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(copy(x), before)
+        assert not torch.equal(model(x), before)
+    calls = []
+    copy.blocks[1].register_forward_hook(lambda *_: calls.append(1))
+    copy.blocks[1][0].register_forward_hook(lambda *_: calls.append(2))
+    copy(x).sum().backward()
+    assert sorted(calls) == [1, 2, 2]
+
+
+def test_blocks_that_are_recomputed_are_not_compiled(root):
+    with pytest.raises(BadInput, match="or recomputed blocks"):
+        perform(Run("ViT", "quick"), compiled=True, recompute=True)
 
 
 @pytest.mark.usefixtures("in_float64")

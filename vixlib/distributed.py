@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
+from types import MethodType
 
 import torch
 import torch.distributed as dist
@@ -28,10 +30,15 @@ from vixlib.layers import Residual
 PATIENCE = timedelta(minutes=30)  # for another process that is busy; one that died is seen at once
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process, beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def processes(device: str | None = None) -> Iterator[None]:
     """Joins the processes that torchrun has started, each with a GPU of its own; else nothing."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not by_torchrun():
         yield
         return
     cuda = device != "cpu" and torch.cuda.is_available()
@@ -201,14 +208,16 @@ def recompute_blocks(model: nn.Module) -> None:
     if not blocks:
         raise BadInput(f"recompute: {type(model).__name__} has no blocks that could be")
     for block in blocks:
+        block.forward = MethodType(_recomputed, block)  # a method: that of a copy is the copy's own
 
-        def run(x, block=block, forward=block.forward):
-            if not torch.is_grad_enabled():
-                return forward(x)
-            contexts = nullcontext(), _again(block, Share.active)
-            return checkpoint(forward, x, use_reentrant=False, context_fn=lambda: contexts)
 
-        block.forward = run
+def _recomputed(block: Residual, x: Tensor) -> Tensor:
+    """A block's own forward pass, of which only `x` is kept."""
+    forward = partial(type(block).forward, block)
+    contexts = nullcontext(), _again(block, Share.active)
+    if not torch.is_grad_enabled():
+        return forward(x)
+    return checkpoint(forward, x, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def _verify(options: argparse.Namespace) -> bool:
 
 def _how(options: argparse.Namespace, wanted: list[Run]) -> dict:
     """What commands that train share: options of perform_all."""
-    together = torch.cuda.is_available() or "TORCHELASTIC_RUN_ID" in os.environ
+    together = torch.cuda.is_available() or distributed.by_torchrun()
     cores = 1 if together else os.cpu_count()
     workers = cores if options.workers is None else whole("--workers", options.workers)
     workers = min(workers, len(wanted) or 1)

@@ -77,16 +77,17 @@ def perform(
 
     `folder` holds the dataset, or it is `images`. Weights of the file `start` are gone on from, the
     last layer fresh where classes differ. Blocks are compiled on a GPU, unless `compiled` says
-    otherwise or several processes train. `accumulate` and `recompute` are fit's. The trained
-    weights stay in build/<profile>/weights/. A run that diverges has a record, too, its `status`
-    "diverged": the curve until then, where, no accuracy. Records that are kept are of committed
-    code, unless `dirty` allows another. OSError where the disk has no room.
+    otherwise, several processes train, or `accumulate` or `recompute`, which are fit's, are asked
+    for. The trained weights stay in build/<profile>/weights/. A run that diverges has a record,
+    too, its `status` "diverged": the curve until then, where, no accuracy. Records that are kept
+    are of committed code, unless `dirty` allows another. OSError where the disk has no room.
     """
     device, losses, s = data.resolve_device(device), [], run.settings
     spared, team = {"accumulate": accumulate, "recompute": recompute}, Team(accumulate)
-    compiled = device.type == "cuda" and not team if compiled is None else compiled
-    if compiled and team:
-        raise BadInput("compile: not with several processes or pieces of a batch")
+    plain = not team and not recompute
+    compiled = device.type == "cuda" and plain if compiled is None else compiled
+    if compiled and not plain:
+        raise BadInput("compile: not with several processes, pieces or recomputed blocks")
     dataset, watched, options = _prepared(run, folder, device, images)
     model = (run.build() if start is None else _started(run, start)).to(device)
     if compiled:
@@ -324,7 +325,8 @@ def _attempt(run: Run, place: str, *, again: bool, **options) -> tuple[str, str 
         with _claim(run), enough_memory(run.settings["batch"], run.tokens):
             record = None if again else load(run)
             known = record is not None and record["status"] != "stale"
-            if not known or Team().any(not known):
+            known = not Team().any(not known)  # all of them ask, whatever each has found
+            if not known:
                 report = partial(tell, place, run.settings["epochs"])
                 record = perform(run, report=report, **options)
     except Timeout:
