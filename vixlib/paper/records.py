@@ -97,9 +97,9 @@ def load(run: Run) -> dict | None:
             raise ValueError("it belongs to another run")
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
-    # by the same code, torch and settings, younger ones apart, it is that model
+    # by the same code, torch and settings, younger ones apart, it is that model; None: all images
     today = json.loads(json.dumps(run.settings)) | {"code": code(), "versions": versions()}
-    same = "code" in record and all(record.get(name, v) == v for name, v in today.items())
+    same = "code" in record and all(v in (None, record.get(n, v)) for n, v in today.items())
     now = then if same else fingerprint(run)
     if differs or now.shape != then.shape or not torch.allclose(now, then, atol=1e-3):
         status = "stale"

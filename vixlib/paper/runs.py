@@ -299,6 +299,7 @@ def published() -> pd.DataFrame:
     return pd.read_csv(paths.shipped("paper.csv"), keep_default_na=False)
 
 
+@cache
 def released_batch(name: str) -> int | None:
     """The batch size that the authors' script of a system trains with."""
     rows = published().query("system == @name and quantity == 'batch'")

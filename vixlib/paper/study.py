@@ -11,6 +11,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import pandas as pd
 
@@ -45,33 +46,47 @@ def levels(name: str) -> dict[str, str]:
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
     """What a hypothesis compares, in points of accuracy; None while a run is missing."""
     known = records[records["status"].isin(KNOWN)].reindex(columns=["name", RESPONSE]).dropna()
-    own, weighted = known.set_index("name")[RESPONSE], arms(row)
+    own, weighted = known.set_index("name")[RESPONSE].to_dict(), arms(row)
     wanted = [run for _, runs in weighted for run in runs]
-    if any(run.name not in own for run in wanted):
+    if any(_name(run) not in own for run in wanted):
         return None
     frame = pd.DataFrame(
-        {"arm": replace(run, seed=0).name, "seed": run.seed, RESPONSE: own[run.name]}
+        {"arm": _arm(run), "seed": run.seed, RESPONSE: own[_name(run)]}
         for run in dict.fromkeys([*registered()[row["part"]], *wanted])
-        if run.name in own
+        if _name(run) in own
     )
     # all arms of the part that have every seed tell how far runs spread
     whole = frame.groupby("arm")["seed"].transform("size") == row["seeds"]
     weights = Counter()
     for weight, runs in weighted:
-        weights[replace(runs[0], seed=0).name] += weight
+        weights[_arm(runs[0])] += weight
     return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
+
+
+_name = cache(Run.name.fget)
+
+
+@cache
+def _arm(run: Run) -> str:
+    """The name that the runs of all seeds share."""
+    return replace(run, seed=0).name
 
 
 def arms(row: Mapping) -> list[tuple[float, list[Run]]]:
     """What a hypothesis weighs: of each arm its weight and a run a seed, all registered."""
-    part = registered()[one_of("part", row["part"], registered())]
-    if not row["compares"].startswith("+"):
-        return _factorial(row["compares"], part)
-    how, signs = (part[0].profile, part[0].recipe), []
-    for sign, text in re.findall(r"([+-]) (\S+)", row["compares"]):
-        signs.append((int(f"{sign}1"), [arm(text, *how, seed) for seed in range(row["seeds"])]))
+    return _arms(row["hypothesis"], row["part"], row["compares"], row["seeds"])
+
+
+@cache
+def _arms(hypothesis: str, part: str, compares: str, seeds: int) -> list[tuple[float, list[Run]]]:
+    known = registered()[one_of("part", part, registered())]
+    if not compares.startswith("+"):
+        return _factorial(compares, known)
+    how, signs = (known[0].profile, known[0].recipe), []
+    for sign, text in re.findall(r"([+-]) (\S+)", compares):
+        signs.append((int(f"{sign}1"), [arm(text, *how, seed) for seed in range(seeds)]))
     for run in {run for _, runs in signs for run in runs}.difference(queue("study")):
-        raise BadInput(f"{row['hypothesis']}: {run.name} is not registered")
+        raise BadInput(f"{hypothesis}: {run.name} is not registered")
     return signs
 
 
