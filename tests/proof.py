@@ -91,6 +91,10 @@ def trials() -> dict[str, Trial]:
             run = partial(e.compile_trial, name, "inductor")
             found[f"inductor/{name}"] = Trial(run, e.compile_holds, files)
             found[f"onnx/{name}"] = Trial(partial(e.export_trial, name), e.export_holds, files)
+    for path in sorted(HERE.glob("test_*.py")):
+        if "pytest.mark.proof" in path.read_text():
+            files = "vixlib", f"tests/{path.name}"
+            found[f"sweep/{path.stem}"] = Trial(partial(sweep_trial, path.stem), sweep_holds, files)
     for mutant in m.mutants():
         # not the tests: `test_proof.py` holds that the one that noticed is still there
         found[f"mutant/{mutant.name}"] = Trial(partial(m.mutant_trial, mutant), m.as_told)
@@ -211,6 +215,7 @@ KINDS = {
     "inductor": "A system compiled by inductor without a graph break, scores and a training step, "
     "beside eager",
     "onnx": "A system exported to ONNX with a free batch, run by onnxruntime, beside eager",
+    "sweep": "The tests of a file that `make test` leaves out as too long",
     "mutant": "A mistake in the library: at least one test fails",
     "tool": "A mistake made by a tool, and each module as it is",
 }

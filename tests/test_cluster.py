@@ -90,6 +90,7 @@ def test_profiles_agree_on_what_is_no_matter_of_the_machine():
         assert default.items() <= other.items()
 
 
+@pytest.mark.proof
 @installed("snakemake")
 def test_a_run_is_trained_once_and_its_record_is_the_registrys(root):
     (run,) = (run for run in queue("quick") if run.name == "FNet.digits.fair.seed0.patch_size=4")

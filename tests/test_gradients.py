@@ -76,7 +76,7 @@ def tokens(made, width=3):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_mechanisms(name, grids):
     made = MECHANISMS[name](HEADS, WIDTH, *GRIDS[grids]).double()
-    check(made, *tokens(made), fast=grids == "n > m")
+    check(made, *tokens(made), fast=grids == "n > m" or name == "nystrom, whole runs")
 
 
 @pytest.mark.parametrize("grids", GRIDS)

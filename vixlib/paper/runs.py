@@ -289,7 +289,7 @@ def counted(make: Callable[[], torch.nn.Module]) -> dict[str, int]:
     """Parameters, and FLOPs of an image, of the model that `make` builds: without computing it."""
     with torch.device("meta"):
         model = make()
-    flops = measure.flops(make, (1, 3, *model.size))
+    flops = measure.flops(lambda: model, (1, 3, *model.size))
     return {"parameters": measure.parameters(model), "flops": flops}
 
 
