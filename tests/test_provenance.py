@@ -395,44 +395,13 @@ def test_a_diverged_record_is_replayed(root, capsys):
 # ---- records of old ----
 
 
-def aged(record):
-    """A record as they were before there were losses and hashes."""
-    return {key: value for key, value in record.items() if key not in ("first_losses", "code")}
-
-
-def row(record, **changes):
-    """A record with other numbers in the first row of its curve."""
-    first, *rest = record["curve"]
-    return record | {"curve": [first | {k: first[k] + v for k, v in changes.items()}, *rest]}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "equal, its first epoch"),
-        ({"loss": 0.001}, "equal to rounding, its first epoch, up to 1.0e-03 apart"),
-        ({"train_accuracy": -0.5, "top1": 1.0}, "equal to rounding, its first epoch"),
-        ({"loss": 0.05}, "different, its first epoch"),
-        ({"train_accuracy": 2.0}, "different, its first epoch"),
-        ({"top1": -5.0}, "different, its first epoch"),
-    ],
-)
-def test_a_record_of_old_is_compared_by_its_first_epoch(record, root, capsys, changes, said):
-    status, lines, _ = vix(capsys, written(row(aged(record), **changes)))
-    assert status == said.startswith("different")
-    assert lines[0].startswith(f"{RUN.name}: {said}")
-
-
-def test_a_record_of_old_gains_what_was_seen(record, root, capsys):
-    path = written(aged(record))
-    assert load(RUN)["status"] == "unverified"
-    assert vix(capsys, path, "--write")[0] == 0
-    now = json.loads(path.read_text())
-    assert now.pop("verified").keys() == {"date", "commit", "result"}
-    assert now == record
-    assert list(now)[: len(aged(record))] == list(aged(record))
-    assert load(RUN)["status"] == "read"
-    assert vix(capsys, path)[1] == [f"{RUN.name}: equal, 20 losses"]
+def test_a_record_without_losses_cannot_be_replayed(record, root, capsys):
+    path = written({key: value for key, value in record.items() if key != "first_losses"})
+    status, lines, said = vix(capsys, path)
+    assert status == 2
+    assert not lines
+    assert "cannot replay" in said
+    assert "it has no first losses" in said
 
 
 # ---- what a replay leaves, and what becomes of it ----

@@ -153,21 +153,16 @@ def _started(run: Run, start: Path) -> torch.nn.Module:
     return resized(model, run.settings["image_size"])
 
 
-def replay(
-    run: Run, *, folder: str | Path | None = None, device: str | None = None, whole: bool = False
-) -> tuple[list[float], list[dict]]:
-    """Losses of a run's FIRST steps, trained again, or of its `whole` first epoch, with its row."""
+def replay(run: Run, *, folder: str | Path | None = None, device: str | None = None) -> list[float]:
+    """Losses of a run's FIRST steps, trained again."""
     device, losses = data.resolve_device(device), []
     _, watched, options = _prepared(run, folder, device)
     model = run.build().to(device)
     if device.type == "cuda":
         compile_blocks(model)
-    options |= {"epochs": 1} if whole else {"steps": FIRST}
-    try:
-        curve = fit(model, watched, losses=losses, **options)
-    except Diverged as error:
-        curve = error.curve
-    return _finite(losses), curve or []
+    with suppress(Diverged):
+        fit(model, watched, losses=losses, steps=FIRST, **options)
+    return _finite(losses)
 
 
 def _finite(losses: list[Tensor]) -> list[float]:
