@@ -518,6 +518,12 @@ def test_where_nothing_was_run_the_study_says_so(capsys, monkeypatch, tmp_path):
         ("nystrom", "nystrom", "right"),
         (True, False, "not yet"),
         ([1, 2], lambda answer: sum(answer) == 3, "right"),
+        ("7", 7, "not yet: this str cannot be judged, must be real number, not str"),
+        (
+            7,
+            lambda answer: answer.shape,
+            "not yet: this int cannot be judged, 'int' object has no attribute 'shape'",
+        ),
     ],
 )
 def test_verdict(answer, right, said, capsys):

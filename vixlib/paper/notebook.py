@@ -73,7 +73,10 @@ def verdict(answer: object, right: object) -> None:
     if not callable(right):
         number = isinstance(right, int | float) and not isinstance(right, bool)
         right = partial(math.isclose, right, rel_tol=0.01) if number else partial(eq, right)
-    print("right" if right(answer) else "not yet")
+    try:
+        print("right" if right(answer) else "not yet")
+    except Exception as error:  # whatever a reader's answer comes to
+        print(f"not yet: this {type(answer).__name__} cannot be judged, {error}")
 
 
 def source(*objects) -> None:
