@@ -1,10 +1,12 @@
 """README's tables: what is claimed and seen, what departures are worth, results; from records."""
 
+import json
 import re
 from collections.abc import Iterable
 
 import pandas as pd
 
+from vixlib import paths
 from vixlib.paper import claims as claims_of_paper
 from vixlib.paper import study
 from vixlib.paper.runs import queue, runs
@@ -25,6 +27,7 @@ def rendered_readme(text: str) -> str:
     cost = ["", f"So far {done} are there; they took {spent} core-hours."]
     text = between(text, "claims", claims(judged[~departs]) + cost)
     text = between(text, "departures", claims(judged[departs]))
+    text = between(text, "pretrained", markdown("system", shipped(records), "|---|--:|--:|---|"))
     ledger = claims_of_paper.ledger()
     memory = ledger[ledger["quantity"].isin(claims_of_paper.STEPS)].to_dict("records")
     found = [claims_of_paper.verdict(row, records) for row in memory]
@@ -35,6 +38,17 @@ def rendered_readme(text: str) -> str:
     links = [f"[{notebook}](notebooks/{notebook}.ipynb)" for notebook in notebooks]
     lines = markdown("system", table.assign(notebook=links), "|---|--:|--:|--:|--:|---|")
     return between(text, "results", lines)
+
+
+def shipped(records: pd.DataFrame) -> pd.DataFrame:
+    """Trained models that ship: accuracy, with the interval of its test images alone, and run."""
+    kept = json.loads((paths.PACKAGE / "pretrained" / "runs.json").read_text())
+    runs = records.set_index("name").loc[[*kept.values()]].set_axis([*kept])
+    share = runs["top1"] / 100
+    half = (196 * (share * (1 - share) / runs["test_images"]) ** 0.5).map("{:.1f}".format)
+    table = {"top-1 (%)": runs["top1"].map("{:.1f}".format) + " ± " + half}
+    table["parameters"] = runs["parameters"].map("{:,.0f}".format)
+    return pd.DataFrame(table | {"trained by": "`" + runs["command"] + "`"})
 
 
 def claims(judged: pd.DataFrame) -> list[str]:
