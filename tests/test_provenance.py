@@ -461,6 +461,15 @@ def test_other_scores_are_stale_unless_nothing_else_is_other(record, root):
         assert load(RUN)["status"] == "stale"
 
 
+def test_a_record_of_today_s_code_needs_no_model(root, monkeypatch):
+    """Of all images, too, whose setting is None while the record counts them."""
+    run = Run("FNet", "quick", overrides=(("epochs", 1),))
+    assert run.settings["train_images"] is None
+    assert perform(run)["train_images"] > 0
+    monkeypatch.setattr("vixlib.paper.records.fingerprint", None)
+    assert load(run)["status"] == "read"
+
+
 def test_a_diverged_record_of_other_code_is_diverged(record, root):
     where = {"diverged_epoch": 1, "diverged_step": 2}
     written(record | where | {"status": "diverged", "top1": None, "code": "other"})

@@ -97,15 +97,21 @@ def load(run: Run) -> dict | None:
             raise ValueError("it belongs to another run")
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f"unreadable record {path} ({error}); delete it to train anew") from error
-    # by the same code, torch and settings, younger ones apart, it is that model; None: all images
-    today = json.loads(json.dumps(run.settings)) | {"code": code(), "versions": versions()}
-    same = "code" in record and all(v in (None, record.get(n, v)) for n, v in today.items())
+    # by the same code, torch and settings it is that model, and none is built to see it
+    made_by = record.get("code"), record.get("versions")
+    same = made_by == (code(), versions()) and not unlike(run, record)
     now = then if same else fingerprint(run)
     if differs or now.shape != then.shape or not torch.allclose(now, then, atol=1e-3):
         status = "stale"
     elif status == "read" and record.get("code") != code():
         status = "unverified"
     return record | {"status": status}
+
+
+def unlike(run: Run, record: dict) -> dict:
+    """Settings of a run that its record has otherwise; younger ones, and None for all, apart."""
+    today = json.loads(json.dumps(run.settings))
+    return {n: value for n, value in today.items() if value not in (None, record.get(n, value))}
 
 
 def _check(record: dict) -> None:

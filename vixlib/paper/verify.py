@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vixlib.errors import RecordError, checked
 from vixlib.paper.provenance import origin
-from vixlib.paper.records import DIFFERENT, EQUAL, ROUNDED, write
+from vixlib.paper.records import DIFFERENT, EQUAL, ROUNDED, unlike, write
 from vixlib.paper.runs import Run
 from vixlib.paper.training import replay
 
@@ -25,11 +25,11 @@ def rebuilt(path: Path) -> tuple[Run, dict]:
         names = re.findall(r"([\w.]+)=", record["overrides"])
         who = (record[key] for key in ("system", "profile", "recipe", "seed"))
         run = Run(*who, tuple((name, record[name]) for name in names))
-        today = json.loads(json.dumps({"name": run.name} | run.settings))
-        for name, value in today.items():
-            # None: all; younger settings are not there
-            if value not in (None, record.get(name, value)):
-                raise ValueError(f"{name} was {record[name]}, is {value}")
+        moved = {"name": run.name} if run.name != record["name"] else unlike(run, record)
+        if moved:
+            raise ValueError(
+                ", ".join(f"{n} was {record[n]}, is {now}" for n, now in moved.items())
+            )
         if "first_losses" not in record:
             raise ValueError("it has no first losses")
     except (OSError, ValueError, KeyError, TypeError) as error:
