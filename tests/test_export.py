@@ -11,19 +11,18 @@ from vixlib.attention import Mechanism
 from vixlib.fused import Performer, Softmax
 from vixlib.systems import SYSTEMS
 
-# Tracing costs seconds: each host and each mixer once, a mechanism where its host asks most of it
-# (biases of landmarks, keys on another grid, turned queries); those after the bar in `make proof`,
-# which traces all systems by inductor and for ONNX, too.
-COMPILED = "HybridViP-RoPE FNet ConvMixer-256/8 | LeViN CvL"
-EXPORTED = "ViT MLPMixer ResNet-20 | CCE CvN-released"
-TRACED = [name for text in (COMPILED, EXPORTED) for name in text.replace("|", "").split()]
+# Tracing costs seconds: here each host and each mixer once, a mechanism where its host asks most of
+# it (biases of landmarks, keys on another grid, turned queries). The slow ones wait for
+# `make proof`, which traces all systems by inductor and for ONNX, too.
+COMPILED = "HybridViP-RoPE", "FNet", "LeViN", "CvL", "ConvMixer-256/8"
+EXPORTED = "ViT", "MLPMixer", "CCE", "CvN-released", "ResNet-20"
+TRACED = COMPILED + EXPORTED
+SLOW = "LeViN", "CvL", "CCE", "CvN-released"
 FEWER = {"ResNet-20": {"pairs": 1}}
 
 
-def tried(names: str) -> list:
-    """Parameters of a test: those after the bar are a proof's."""
-    quick, slow = (part.split() for part in names.split("|"))
-    return [*quick, *(pytest.param(name, marks=pytest.mark.proof) for name in slow)]
+def tried(names: tuple[str, ...]) -> list:
+    return [pytest.param(n, marks=pytest.mark.proof) if n in SLOW else n for n in names]
 
 
 def traced(name: str) -> dict:
