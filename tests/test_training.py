@@ -609,8 +609,13 @@ def test_two_ways_to_say_a_run_are_one():
     run = Run("ViN", "quick", overrides=said)
     assert run == Run("ViN", "quick", overrides=said[::-1])
     assert run.name == "ViN.digits.fair.seed0.dim=16.epochs=2.lr=0.01.mechanism.landmarks=3"
-    usual = ("dim", 32), ("lr", 1e-3), ("mechanism.iterations", 6), ("epochs", 50)
-    usual += ("batch", 128), ("mix", None), ("mechanism.kernel", 33)
+    usual = ("dim", 32), ("lr", 1e-3), ("mechanism.iterations", 6)
+    usual += (
+        ("epochs", PROFILES["quick"].epochs),
+        ("batch", 128),
+        ("mix", None),
+        ("mechanism.kernel", 33),
+    )
     assert Run("ViN", "quick", overrides=usual) == Run("ViN", "quick")
     assert Run("ViL", "quick", overrides=(("mechanism.shared", True),)) == Run("ViL", "quick")
     other = Run("ViL", "quick", overrides=(("mechanism.shared", False),))
