@@ -456,6 +456,13 @@ def test_every_notebook_has_its_solutions():
     assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
 
 
+def test_tests_that_a_notebook_names_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", "".join(p.read_text() for p in NOTEBOOKS))
+    assert named
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+
+
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 def test_every_exercise_has_its_solution(path):
     assert stars(load(path)) == stars(load(FOLDER / path.name))

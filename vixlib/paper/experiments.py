@@ -3,4 +3,4 @@
 from vixlib.paper.records import figures, load
 from vixlib.paper.runs import LONGER, PROFILES, RECIPES, Run
 from vixlib.paper.runs import longer, published, queue, registered, runs
-from vixlib.paper.training import known, read, trained
+from vixlib.paper.training import read, trained

@@ -4,7 +4,7 @@ import html
 import inspect
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from operator import eq
 
@@ -13,9 +13,9 @@ import pandas as pd
 
 from vixlib.errors import checked
 from vixlib.paper import study, training
-from vixlib.paper.runs import queue
+from vixlib.paper.runs import queue, registered
 from vixlib.paper.statistics import OPEN, interval, noise
-from vixlib.paper.tables import having, lost
+from vixlib.paper.tables import having, lost, results
 from vixlib.systems import system
 
 
@@ -64,6 +64,12 @@ def conclude(*hypotheses: str) -> None:
     judged = study.verdicts(training.known(queue("study"))).set_index("hypothesis")
     for row in judged.loc[[*hypotheses]].to_dict("records"):
         print(study.sentence(row))
+
+
+def studied(systems: Collection[str]) -> pd.DataFrame:
+    """What has been trained of the study's factorial, part A, for some systems."""
+    runs = [run for run in registered()["A"] if run.system in systems]
+    return results(training.known(runs)).drop(columns="logged")  # another experiment
 
 
 def verdict(answer: object, right: object) -> None:

@@ -2,6 +2,6 @@
 
 from vixlib.paper.figures import against, attention_maps, cost, curves, forest, images
 from vixlib.paper.figures import kind, tokens, tradeoff, written
-from vixlib.paper.notebook import conclude, effect, gap, guess, source, verdict
+from vixlib.paper.notebook import conclude, effect, gap, guess, source, studied, verdict
 from vixlib.paper.statistics import ONE_SEED, interval
 from vixlib.paper.tables import LABELS, crossovers, machine, measured, plan, results, sizes
