@@ -39,9 +39,10 @@ def call(root, *arguments):
 
 
 def planned(said):
-    """The number of jobs of each rule, and the shell command of each run, by its record."""
+    """The number of jobs of each rule, and each run, the most urgent first, with its command."""
     counts = {rule: int(n) for rule, n in re.findall(r"^(train|notebook) +(\d+)$", said, re.M)}
-    lines = re.findall(r"^Shell command: (.*)$", said, re.MULTILINE)
+    jobs = re.findall(r"^    priority: (\d+)$.*?^Shell command: ([^\n]*)", said, re.M | re.S)
+    lines = [line for _, line in sorted(jobs, key=lambda job: -int(job[0]))]
     named = [re.search(r"test -e '.*/(.*)\.json'$", line) for line in lines]
     found = {match[1]: line for match, line in zip(named, lines, strict=True) if match}
     return counts, found
@@ -65,7 +66,7 @@ def test_readme_says_what_runs_the_grid(root, arguments):
     counts, commands = planned(said.stdout)
     notebooks = len(list((root / "notebooks").glob("[0-9]*.ipynb")))
     assert counts == {"train": len(runs) - 1, "notebook": notebooks}
-    assert commands.keys() == {first, old, *others}
+    assert list(commands) == [first, old, *others]  # as they are registered
     for name, command in commands.items():
         assert f" {runs[name].command.removeprefix('vix ')} " in command
         assert (f" verify {name} --profile {profile} --write ||" in command) is (name == old)
