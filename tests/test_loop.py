@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vixlib import build, list_systems, paths
 from vixlib.data import Dataset
-from vixlib.errors import CheckpointError
+from vixlib.errors import BadInput, CheckpointError
 from vixlib.paper import runs, training
 from vixlib.paper.records import files, unpacked
 from vixlib.paper.runs import Run
@@ -110,6 +110,8 @@ def reference(
     state = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in learned}
     count, curve, t = len(dataset.train_images), [], 0
     steps = -(-count // batch)
+    if count % batch == 1 < batch and any("BatchNorm" in type(m).__name__ for m in model.modules()):
+        steps -= 1  # one image has no variance: the step before takes it, too
     for epoch in range(epochs):
         epoch_seed = 10_000 * seed + epoch
         stream = torch.Generator().manual_seed(epoch_seed)
@@ -117,7 +119,7 @@ def reference(
         losses, right = [], 0
         for step in range(steps):
             torch.manual_seed(100_000 * epoch_seed + step)
-            chosen = order[step * batch : (step + 1) * batch]
+            chosen = order[step * batch : (step + 1) * batch if step < steps - 1 else None]
             pixels, labels = dataset.train_images[chosen], dataset.train_labels[chosen]
             if words.augmented:
                 n = len(chosen)
@@ -306,6 +308,36 @@ def test_every_step_is_that_of_the_reference(recipe, name, augmented, seed):
     if name == "Small":
         parts = "train_images", "train_labels", "test_images", "test_labels"
         assert all(getattr(dataset, p).equal(getattr(untouched, p)) for p in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "sizes"),
+    [
+        ("ViN", 17, [8, 8, 1]),
+        ("LeViT", 17, [8, 9]),
+        ("LeViT", 18, [8, 8, 2]),
+        ("LeViT", 16, [8, 8]),
+        ("LeViT", 9, [9]),
+        ("LeViT", 2, [2]),
+        ("Small", 25, [8, 8, 9]),
+    ],
+)
+def test_an_image_alone_has_no_variance(name, count, sizes):
+    """Batch normalisation refuses a batch of one: that image joins the batch before."""
+    dataset = noise(count, size=8 if name == "Small" else 16)
+    ours, theirs = fresh(name), fresh(name)
+    calls, expected = followed(ours), followed(theirs)
+    curve = fit(ours, dataset, batch=8, epochs=2)
+    wanted = reference(theirs, dataset, RECIPES["fair"], batch=8, epochs=2)
+    assert_same(calls, expected, within=1e-9)
+    assert [len(call["images"]) for call in calls if call["graph"]] == sizes * 2
+    assert_same_curve(curve, wanted)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 8), (9, 1)])
+def test_batch_normalisation_of_one_image_is_refused_before_the_first_step(count, batch):
+    with pytest.raises(BadInput, match="Small normalises over a batch: expected at least 2"):
+        fit(fresh("Small"), noise(count), epochs=1, batch=batch)
 
 
 @pytest.mark.parametrize(

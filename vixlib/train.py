@@ -73,7 +73,8 @@ def fit(
     `patience`: training ends after so many epochs without a higher top-1.
     `accumulate`: a batch passes in so many pieces, one after another: the same step in less memory.
     `recompute`: what each block keeps for the backward pass is computed again there: less memory.
-    Parameters that require no gradient stay as they are, free of weight decay, too.
+    Parameters that require no gradient stay as they are, free of weight decay, too. Where a model
+    normalises over a batch, a last image that would be one alone joins the batch before it.
 
     Each epoch ends with an evaluation on the first `watch` test images (None: all), a row for
     `report` and a checkpoint. All that is random in a step is seeded by (seed, epoch, step): a run
@@ -91,12 +92,14 @@ def fit(
         raise BadInput("model: expected a parameter that learns, got none that requires a gradient")
     number("warm_up", warm_up, below=1)
     count, team = len(data.train_images), Team(accumulate)
-    if accumulate > 1 and any(isinstance(each, _BatchNorm) for each in model.modules()):
-        name = type(model).__name__
-        raise BadInput(f"accumulate: {name} normalises over a batch, which pieces would change")
+    normalises = any(isinstance(each, _BatchNorm) for each in model.modules())
+    if normalises and (accumulate > 1 or min(batch, count) == 1):
+        said = f"{type(model).__name__} normalises over a batch"
+        few = f"batch: {said}: expected at least 2 images, got 1"
+        raise BadInput(few if accumulate == 1 else f"accumulate: {said}, which pieces would change")
     if recompute:
         recompute_blocks(model)
-    an_epoch = math.ceil(count / batch)
+    an_epoch = math.ceil((count - normalises) / batch)  # one image alone has no variance
     mixer = None if mix is None else mixed(mix, len(data.classes))
     how = augmented, precision, cross_entropy(data, class_weights, label_smoothing), mixer
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
@@ -127,7 +130,8 @@ def fit(
         model.train()
         epoch_seed = 10_000 * seed + state["epoch"]
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed))
-        chosen = order.to(device).split(batch)[state["step"] :]
+        edges = [*range(batch, an_epoch * batch, batch)]
+        chosen = order.to(device).tensor_split(edges)[state["step"] :]
         own = [some[team.share(len(some))] for some in chosen]
         some = batches(data.train_images, data.train_labels, own)
         finite.fill_(state["step"])
