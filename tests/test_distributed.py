@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from vixlib.paper.training import perform
 from vixlib.train import fit
 
 HERE = Path(__file__).parent
-TORCHRUN = sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+TORCHRUN = sys.executable, "-m", "torch.distributed.run", "--standalone"
 ALONE = {name: value for name, value in os.environ.items() if "TORCHELASTIC" not in name}
 ALONE |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -49,9 +50,10 @@ def close(one: dict, other: dict, limit: float = 1e-9) -> None:
         assert (a - b).abs().max() <= limit * b.abs().max(), name
 
 
-def compared(folder: Path, asked: dict) -> None:
-    """The trainings of systems, with their options, by two processes beside those by one."""
-    command = [*TORCHRUN, str(HERE / "together.py"), str(folder / "out.json"), json.dumps(asked)]
+def compared(folder: Path, asked: dict, processes: int) -> None:
+    """The trainings of systems, with their options, by some processes beside those by one."""
+    start = [*TORCHRUN, f"--nproc-per-node={processes}", str(HERE / "together.py")]
+    command = [*start, str(folder / "out.json"), json.dumps(asked)]
     done = subprocess.run(command, env=ALONE, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((folder / "out.json").read_text())
@@ -60,20 +62,22 @@ def compared(folder: Path, asked: dict) -> None:
 
 
 @pytest.mark.usefixtures("in_float64")
-def test_two_processes_train_as_one(tmp_path):
+def test_three_processes_train_as_one(tmp_path):
     """Tables of no rows, stochastic depth, batch statistics, weights of classes, pieces as well.
 
-    The mean over a batch is by all processes' weights, not by each one's own.
+    The mean over a batch is by all processes' weights, not by each one's own. The last batch is too
+    small for a share of each.
     """
     weighed = {"class_weights": "balanced", "label_smoothing": 0.1, "accumulate": 3}
-    compared(tmp_path, {"ViT": {}, "CCT": weighed, "LeViL": {"recompute": True}, "ResNet-20": {}})
+    asked = {"ViT": {}, "CCT": weighed, "LeViL": {"recompute": True}, "ResNet-20": {}}
+    compared(tmp_path, asked, processes=3)
 
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.proof
 @pytest.mark.parametrize("name", list_systems())
 def test_every_system_trains_by_two_processes_as_by_one(name, tmp_path):
-    compared(tmp_path, {name: {}})
+    compared(tmp_path, {name: {}}, processes=2)
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -166,13 +170,13 @@ def test_a_share_is_of_everything_once():
 # ---- the command ----
 
 SHORT = "--profile", "quick", "--set", "train_images=128", "--device", "cpu"
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    command = [*TORCHRUN, "-m", "vixlib", "train", *SHORT, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=ALONE | {"VIXLIB_ROOT": str(folder)}, **pipes)
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "vixlib", "train", *SHORT, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=ALONE | {"VIXLIB_ROOT": str(folder)}, **PIPES)
 
 
 def record_of(folder: Path) -> dict:
@@ -193,6 +197,21 @@ def test_a_command_by_two_processes_leaves_the_record_of_one(tmp_path, root):
     assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-5)
     left = {path.name for path in (tmp_path / "two").rglob("*") if path.is_file()}
     assert left == {f"{two['name']}.json", f"{two['name']}.safetensors"}
+
+
+def test_what_one_process_misses_all_train(tmp_path):
+    """A record that only some see, as on nodes with folders of their own, is nobody's."""
+    alone = [sys.executable, "-m", "vixlib", "train", "FNet", *SHORT, "--epochs", "2"]
+    subprocess.run(alone, env=ALONE | {"VIXLIB_ROOT": str(tmp_path / "0")}, check=True, **PIPES)
+    before = record_of(tmp_path / "0")
+    each = f"VIXLIB_ROOT={tmp_path}/$RANK exec {shlex.join(alone)}"
+    command = [*TORCHRUN, "--nproc-per-node=2", "--no-python", "sh", "-c", each]
+    done = subprocess.run(command, env=ALONE, timeout=300, **PIPES)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "epoch 2/2" in done.stdout
+    assert "processes" not in before
+    assert record_of(tmp_path / "0")["processes"] == 2
+    assert not [*(tmp_path / "1").rglob("*.json")]
 
 
 @pytest.mark.proof

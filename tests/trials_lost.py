@@ -63,9 +63,11 @@ def records(root: str) -> list[dict | None]:
     """What the queue's runs left, without what may differ."""
     found = []
     for run in QUEUE:
-        path = inside(root, run, "record")
-        record = json.loads(path.read_text()) if path.is_file() else {}
-        found.append({k: v for k, v in record.items() if k not in VOLATILE} or None)
+        record = None
+        with contextlib.suppress(OSError, ValueError):  # missing, a folder, damaged
+            record = json.loads(inside(root, run, "record").read_text())
+        whole = isinstance(record, dict)
+        found.append({k: v for k, v in record.items() if k not in VOLATILE} if whole else None)
     return found
 
 
@@ -175,7 +177,8 @@ def disk_trial(kind: str) -> dict:
     word, _, rest = kind.partition(" ")
     with tempfile.TemporaryDirectory() as root:
         for name in FOLDERS:
-            Path(root, name).mkdir(parents=True, exist_ok=True)
+            if not name.startswith(f"{rest}/"):  # which could not be made
+                Path(root, name).mkdir(parents=True, exist_ok=True)
         if word == "at":
             size = int(rest.split()[0])
             full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))

@@ -409,7 +409,7 @@ def _end_with_parent() -> None:
 def tell(place: str, epochs: int, row: dict) -> None:
     """Prints the line of an epoch."""
     epoch = f"epoch {row['epoch']}/{epochs}, loss {row['loss']:.3f}"
-    accuracy = f"train {row['train_accuracy']:.1f} %, test {row['top1']:.1f} %"
+    accuracy = f"train {row['train_accuracy']:.1f} %, unseen {row['top1']:.1f} %"
     note(f"{place}: {epoch}, {accuracy}, {row['seconds']:.0f} s")
 
 
