@@ -1,5 +1,6 @@
 """A student's first minute: JupyterLab in a real browser opens 00 and runs all of it."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -12,8 +13,9 @@ from urllib.request import urlopen
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FINISHED = """
-const done = arguments[0], app = window.jupyterapp, panel = app.shell.currentWidget;
+RUN = """
+const done = found => { window.seen = found; };
+const app = window.jupyterapp, panel = app.shell.currentWidget;
 (async () => {
   await panel.context.ready;
   await panel.sessionContext.ready;
@@ -59,12 +61,12 @@ def test_run_all_in_jupyterlab(tmp_path):
             with selenium.Chrome(
                 options, selenium.ChromeService(shutil.which("chromedriver"))
             ) as at:
-                at.set_script_timeout(400)
                 at.get(f"{address}/lab/tree/00_start_here.ipynb")
                 opened = "return !!window.jupyterapp?.shell?.currentWidget?.sessionContext?.isReady"
                 _wait(lambda: at.execute_script(opened))
-                seen = at.execute_async_script(FINISHED)
-                at.save_screenshot(str(tmp_path / "00.png"))
+                at.execute_script(RUN)
+                _wait(lambda: at.execute_script("return !!window.seen"), 400)
+                seen = at.execute_script("return window.seen")
         finally:
             running.terminate()
     assert "error" not in seen, seen
@@ -76,10 +78,8 @@ def test_run_all_in_jupyterlab(tmp_path):
 def _wait(ready, seconds=120):
     end = time.monotonic() + seconds
     while True:
-        try:
+        with contextlib.suppress(OSError):
             if ready():
                 return
-        except OSError:
-            pass
         assert time.monotonic() < end, "JupyterLab did not get ready"
         time.sleep(0.3)

@@ -250,8 +250,7 @@ def chromium(address):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = selenium.ChromeService(shutil.which("chromedriver"))
     with selenium.Chrome(options, service) as at:
-        at.set_script_timeout(120)
-        at.command_executor.set_timeout(180)
+        at.set_script_timeout(100)  # selenium itself waits for 120 seconds
         yield at
 
 
