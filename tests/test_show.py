@@ -1,5 +1,6 @@
 """What a reader sees: tables hold what records say, figures are drawn whole and always alike."""
 
+import json
 import math
 import re
 import subprocess
@@ -189,6 +190,23 @@ def test_guess_hides_its_answer(shown):
 def test_guess_shows_any_answer(shown, value, text):
     notebook.guess(value)
     assert f"<strong>{text}</strong>" in shown[0].data
+
+
+def test_a_guess_is_judged_and_counted(shown, capsys, root):
+    """Within a tenth of a number of the answer, or a part of it; the same question counts once."""
+    for value, yours, told in (
+        (1025**2, 10**6, "right: 1 of 1"),
+        (1025**2, 9e5, "not quite: 0 of 1"),
+        ("7 × 7 = 49: a pixel each", 50, "right: 1 of 2"),
+        ("ViL: 1,234.5 points", 1200, "right: 2 of 3"),
+        ("ViL and ViN", "vin", "right: 3 of 4"),
+        ("ViL and ViN", "ViT", "not quite: 2 of 4"),
+    ):
+        notebook.guess(value, yours=yours)
+        assert capsys.readouterr().out == f"{told} guesses were right so far\n"
+    assert [*json.loads((root / "build" / "guesses.json").read_text()).values()].count(True) == 2
+    notebook.guess(5)
+    assert capsys.readouterr().out == ""
 
 
 def test_source_is_the_library_s_own(shown):

@@ -2,7 +2,9 @@
 
 import html
 import inspect
+import json
 import math
+import re
 import textwrap
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -11,6 +13,7 @@ from operator import eq
 import numpy as np
 import pandas as pd
 
+from vixlib import paths
 from vixlib.errors import checked
 from vixlib.paper import study, training
 from vixlib.paper.runs import queue, registered
@@ -96,11 +99,28 @@ def source(*objects) -> None:
 
 
 def guess(
-    value: object, text: str = "Your guess first; then hover, tap or press Enter here."
+    value: object,
+    text: str = "Your guess first; then hover, tap or press Enter here.",
+    *,
+    yours: float | str | None = None,
 ) -> None:
-    """A question's answer, hidden until the reader hovers over it, focuses or taps it."""
+    """A question's answer, hidden until the reader hovers over it, focuses or taps it.
+
+    What the reader says before is right where it is a part of the answer, or within a tenth of a
+    number there; build/guesses.json knows how often.
+    """
     from IPython.display import HTML
 
+    if yours is not None:
+        told, kept = str(value).replace(",", "").lower(), paths.root() / "build" / "guesses.json"
+        right = str(yours).lower() in told
+        if isinstance(yours, int | float):
+            there = map(float, re.findall(r"\d+\.?\d*", told))
+            right = any(math.isclose(yours, number, rel_tol=0.1) for number in there)
+        known = (json.loads(kept.read_text()) if kept.exists() else {}) | {f"{text} {told}": right}
+        paths.atomic_write(kept, lambda path: path.write_text(json.dumps(known)))
+        of = f"{sum(known.values())} of {len(known)} guesses were right so far"
+        print(f"{'right' if right else 'not quite'}: {of}")
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     answer = html.escape(f"{value:,}" if whole else str(value))
     # a closed <details> hides its content even where a viewer strips the style
