@@ -192,10 +192,11 @@ def tradeoff(records: pd.DataFrame, x: str = "peak_memory_mb", save: File = None
     have = having(records, x, "top1")
     if have.empty:
         return _nothing(records, save)
-    fig, ax = _figure(5.2, _of(have, lost(records), "grey line: the best for at most that cost"))
     means = have.groupby("system", sort=False)[[x, "top1"]].mean()
     best = means.sort_values([x, "top1"]).cummax()
     steps = best[best["top1"].diff() != 0].to_numpy().repeat(2, axis=0)
+    line = "grey line: the best for at most that cost" * (len(steps) > 2)  # not of one alone
+    fig, ax = _figure(5.2, _of(have, lost(records), line))
     ax.plot(steps[1:, 0], steps[:-1, 1], color="0.82", zorder=0)
     marks = []
     for name, at, mean in means.itertuples():
