@@ -42,8 +42,8 @@ def snakemake(root: str, *more: str, only: bool = True) -> list[str]:
 def call(root: str, *more: str, only: bool = True) -> subprocess.CompletedProcess:
     """The call, to its end; what it said is in stdout."""
     options = {"env": environment(root), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    more = more or ("-c2",)
-    return subprocess.run(snakemake(root, *more, only=only), text=True, timeout=PATIENCE, **options)
+    options |= {"timeout": PATIENCE if only else None}  # of all of quick no machine's time is known
+    return subprocess.run(snakemake(root, *(more or ("-c2",)), only=only), text=True, **options)
 
 
 def started(root: str, *more: str) -> subprocess.Popen:
