@@ -1,5 +1,6 @@
 """Image files, pictures and tensors as pixels, beside formulas and plain array operations."""
 
+import io
 import os
 import struct
 import warnings
@@ -182,6 +183,16 @@ BROKEN = {
     "a cut tiff": b"II*\x00\x08\x00\x00\x00",
     "a cut bmp": b"BM\x00\x00",
 }
+for _suffix in ("jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"):
+    _pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    Image.fromarray(_pixels).save(_file := io.BytesIO(), _suffix)
+    for _share in (0.4, 0.8):
+        _kept = round(_share * len(_file.getvalue()))
+        BROKEN[f"{_suffix}, {100 * _share:.0f} % of it"] = _file.getvalue()[:_kept]
+    if _suffix == "png":
+        _whole = bytearray(_file.getvalue())
+        _whole[len(_whole) // 2] ^= 1
+        BROKEN["a png with a flipped bit"] = bytes(_whole)
 
 
 @pytest.mark.parametrize("what", BROKEN)
