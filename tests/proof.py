@@ -202,6 +202,7 @@ KINDS = {
     "kill": "A training killed (SIGKILL) at random moments and resumed: record and weights equal "
     "to those of one that was left alone",
     "mirror": "A mirror that misbehaves, before a good one: the file comes whole, and nothing else",
+    "image": "A broken image among 100 that are whole: skipped, and named in a line",
     "disk": "A queue on a disk that is full or read-only: a line, nothing half-written; then again",
     "damage": "A damaged checkpoint or record: named, the others of the queue go on",
     "shared": "Two processes on one queue, with one worker or two each: each run is trained once",

@@ -1,16 +1,14 @@
 """Image files, pictures and tensors as pixels, beside formulas and plain array operations."""
 
-import io
 import os
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from trials_lost import BROKEN, header
 
 from vixlib.errors import BadInput
 from vixlib.images import read_image
@@ -120,13 +118,6 @@ def test_the_largest_middle_window_is_scaled(height, width):
     assert read_image(whole, (height, width)).equal(whole)
 
 
-def header(width, height):
-    """A PNG that says how large it is and then ends."""
-    said = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + said + struct.pack(">I", zlib.crc32(said))
-    return head + struct.pack(">I", 99) + b"IDAT"
-
-
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (30000, 30000)])
 def test_bombs_are_refused_before_they_are_decoded(tmp_path, width, height):
     (tmp_path / "a.png").write_bytes(header(width, height))
@@ -169,30 +160,6 @@ def test_the_first_frame_counts(tmp_path):
         file = tmp_path / f"a.{suffix}"
         frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
         assert read_image(file)[:, 0, 0].tolist() == [255, 0, 0]
-
-
-BROKEN = {
-    "empty": b"",
-    "text": b"a picture of a cat",
-    "a header alone": header(4, 4),
-    "a script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # Ghostscript would run
-    "zeros": b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
-    "a cut jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF",
-    "a cut gif": b"GIF89a\x04\x00",
-    "a cut webp": b"RIFF\x10\x00\x00\x00WEBPVP8 ",
-    "a cut tiff": b"II*\x00\x08\x00\x00\x00",
-    "a cut bmp": b"BM\x00\x00",
-}
-for _suffix in ("jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"):
-    _pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    Image.fromarray(_pixels).save(_file := io.BytesIO(), _suffix)
-    for _share in (0.4, 0.8):
-        _kept = round(_share * len(_file.getvalue()))
-        BROKEN[f"{_suffix}, {100 * _share:.0f} % of it"] = _file.getvalue()[:_kept]
-    if _suffix == "png":
-        _whole = bytearray(_file.getvalue())
-        _whole[len(_whole) // 2] ^= 1
-        BROKEN["a png with a flipped bit"] = bytes(_whole)
 
 
 @pytest.mark.parametrize("what", BROKEN)

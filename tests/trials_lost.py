@@ -7,20 +7,27 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import random
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import warnings
+import zlib
 from pathlib import Path
 
+from PIL import Image
+
 from vixlib import download
+from vixlib.data import dataset
 from vixlib.errors import DataError
 from vixlib.paper.records import VOLATILE, files
 from vixlib.paper.runs import Run
@@ -305,6 +312,65 @@ def damage_holds(seen: dict) -> bool:
     return seen["code"] == 1 and seen["told"] and not seen["traces"] and seen["others_equal"]
 
 
+# --- images --------------------------------------------------------------------------------------
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and then ends."""
+    said = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + said + struct.pack(">I", zlib.crc32(said))
+    return head + struct.pack(">I", 99) + b"IDAT"
+
+
+def whole_image(kind: str) -> bytes:
+    """A picture of 32 x 32 pixels of noise, in a format."""
+    pixels = random.Random(0).randbytes(3 * 32 * 32)
+    Image.frombytes("RGB", (32, 32), pixels).save(file := io.BytesIO(), kind)
+    return file.getvalue()
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"a picture of a cat",
+    "a header alone": header(4, 4),
+    "a script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # Ghostscript would run
+    "zeros": b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+    "a cut jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "a cut gif": b"GIF89a\x04\x00",
+    "a cut webp": b"RIFF\x10\x00\x00\x00WEBPVP8 ",
+    "a cut tiff": b"II*\x00\x08\x00\x00\x00",
+    "a cut bmp": b"BM\x00\x00",
+}
+for _kind in ("jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"):
+    for _share in (0.4, 0.8):
+        _file = whole_image(_kind)
+        BROKEN[f"{100 * _share:.0f} % of a {_kind}"] = _file[: round(_share * len(_file))]
+_file = bytearray(whole_image("png"))
+_file[len(_file) // 2] ^= 1
+BROKEN["a png with a flipped bit"] = bytes(_file)
+
+
+def image_trial(kind: str) -> dict:
+    """A broken image among 100 that are whole: what the dataset of their folder says of it."""
+    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for i in range(100):
+            path = Path(root, "ab"[i % 2], f"{i}.png")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(whole_image("png"))
+        Path(root, "a", "broken.png").write_bytes(BROKEN[kind])
+        found = dataset(root, size=8, workers=1)
+        told = [str(each.message) for each in said if "broken.png" in str(each.message)]
+        count = len(found.train_labels) + len(found.test_labels)
+        lines = [line.replace(root, "") for line in found.skipped]
+    return {"used": count, "skipped": lines, "warned": len(told)}
+
+
+def image_holds(seen: dict) -> bool:
+    named = len(seen["skipped"]) == 1 and "/a/broken.png: " in seen["skipped"][0]
+    return named and "\n" not in seen["skipped"][0] and seen["warned"] == 1 and seen["used"] == 100
+
+
 # --- mirrors -------------------------------------------------------------------------------------
 
 WHOLE = random.Random(0).randbytes(300_000)
@@ -453,6 +519,7 @@ def mirror_holds(seen: dict) -> bool:
 def trials() -> dict[str, tuple]:
     """Each trial's name, with what is run and how it is judged."""
     found = {f"mirror/{kind}": (mirror_trial, mirror_holds, (kind,)) for kind in MIRRORS}
+    found |= {f"image/{kind}": (image_trial, image_holds, (kind,)) for kind in BROKEN}
     found |= {f"disk/{kind}": (disk_trial, disk_holds, (kind,)) for kind in DISKS}
     found |= {f"damage/{seed}": (damage_trial, damage_holds, (seed,)) for seed in range(30)}
     found |= {f"shared/{workers}": (shared_trial, shared_holds, (workers,)) for workers in (1, 2)}
