@@ -1,7 +1,9 @@
 """Image files, pictures and tensors as pixels, beside formulas and plain array operations."""
 
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
