@@ -129,7 +129,7 @@ def test_names_of_locals_change_no_hash(package, module, function, old, new):
         ("train", "% LOOK == 0", "% LOOK == 1"),
         ("train", "model.train(was_training)", "model.train()"),
         ("train", "def learn(\n    model", "def learn(\n    net"),  # a parameter is no local
-        ("train", "chosen = order.to(device).split", "order = order.to(device).split"),
+        ("train", "chosen = order.to(device)", "order = order.to(device)"),
         ("data", "(images.float() / 255 - 0.5) / 0.5", "images.float() / 255 - 0.5 / 0.5"),
         ("data", "stable=True", "stable=False"),
         ("systems", '"TLPN"', '"TLNP"'),
