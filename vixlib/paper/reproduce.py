@@ -61,6 +61,7 @@ def execute(notebooks: Iterable[Path], folder: Path, profile: str = DEFAULT) -> 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels: equal output on every machine
     given = {} if profile == DEFAULT else {"profile": profile}
     how = {"kernel_name": "python3", "kernel_manager_class": _KernelManager, "progress_bar": False}
+    how["coalesce_streams"] = True  # else a busy machine cuts what a cell prints in two
 
     def one(notebook: Path) -> tuple[str, float]:
         began = time.monotonic()
