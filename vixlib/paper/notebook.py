@@ -113,8 +113,9 @@ def guess(
 
     if yours is not None:
         told, kept = str(value).replace(",", "").lower(), paths.root() / "build" / "guesses.json"
-        right = str(yours).lower() in told
-        if isinstance(yours, int | float):
+        if isinstance(yours, str):
+            right = yours.lower() in told
+        else:
             there = map(float, re.findall(r"\d+\.?\d*", told))
             right = any(math.isclose(yours, number, rel_tol=0.1) for number in there)
         known = (json.loads(kept.read_text()) if kept.exists() else {}) | {f"{text} {told}": right}
