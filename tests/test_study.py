@@ -62,9 +62,22 @@ def test_every_hypothesis_can_be_decided(name):
     effect = study.effect(row, records)
     assert math.isfinite(effect.value + effect.half)
     assert effect.pairs == row["seeds"] == 3
-    needed = min(run.name for _, of in study.arms(row) for run in of)
-    assert study.effect(row, records[records["name"] != needed]) is None
-    records.loc[records["name"] == needed, "status"] = "stale"
+    own = records.set_index("name")["top1"]
+    weighed = pd.DataFrame(
+        {"seed": run.seed, "name": run.name, "part": weight * own[run.name]}
+        for weight, of in study.arms(row)
+        for run in of
+    )
+    lost = weighed.iloc[weighed["name"].argmin()]
+    left = weighed[weighed["seed"] != lost["seed"]].groupby("seed")["part"].sum()
+    for status in ("missing", "stale"):  # the seeds that are whole tell, without an interval
+        records.loc[records["name"] == lost["name"], "status"] = status
+        found = study.effect(row, records)
+        assert found.value == pytest.approx(left.mean())
+        assert found.pairs == 2
+        assert math.isnan(found.half)
+        assert math.isnan(found.p)
+    records.loc[records["name"].isin(weighed["name"]), "top1"] = math.nan
     assert study.effect(row, records) is None
 
 
@@ -224,8 +237,12 @@ def test_a_sentence_follows_the_records():
         assert "16 systems, 256 tokens, 8 epochs, 3 seeds" in text
     two = simulated(nothing)
     few = study.sentence(claim(study.verdicts(two[two["seed"] < 2]), "convolution"))
-    assert "Not tested yet" in few
+    assert "Not tested yet (2 of 3 seeds): " in few
+    assert "±" not in few
     assert "`vix train --queue study`" in few
+    none = study.sentence(claim(study.verdicts(two.iloc[:0]), "convolution"))
+    assert "Not tested yet (16 systems" in none
+    assert "points" not in none
 
 
 def test_a_reader_s_table_has_each_effect_its_interval_and_scope():
@@ -241,8 +258,24 @@ def test_a_reader_s_table_has_each_effect_its_interval_and_scope():
     assert (
         table.loc[REGISTER.loc["padding", "says"], "scope"] == "ViN, 256 tokens, 4 epochs, 3 seeds"
     )
-    empty = study.told(study.verdicts(simulated(nothing).iloc[:0]))
+    records = simulated(nothing)
+    empty = study.told(study.verdicts(records.iloc[:0]))
     assert set(empty["effect"]) == set(empty["95 % interval"]) == {""}
+    one = study.told(study.verdicts(records[records["seed"] == 0]))
+    assert set(one["verdict"]) == {"not tested yet (1 of 3 seeds)"}
+    assert "" not in {*one["effect"]}
+    assert set(one["95 % interval"]) == {""}
+
+
+def test_seeds_that_are_not_whole_decide_nothing():
+    """An effect of ten points in two of three seeds, without any noise, is not tested yet."""
+    records = simulated(lambda run: 10.0 * ("Hybrid" in run.system), noise=0.01)
+    lost = (records["name"].str.startswith("HybridViN.")) & (records["seed"] == 1)
+    found = claim(study.verdicts(records[~lost]), "convolution")
+    assert found["verdict"] == "not tested yet"
+    assert found["overall"] == "not tested yet (2 of 3 seeds)"
+    assert found["effect"] == pytest.approx(10, abs=0.1)
+    assert math.isnan(found["adjusted"])
 
 
 def test_costs_are_those_of_the_runs_that_are_there():
@@ -292,9 +325,9 @@ def test_what_follows_part_0_trains_at_the_rate_that_it_chose():
     assert rate is None or {run.settings["lr"] for run in after} == {rate}
 
 
-@pytest.mark.parametrize("there", [1, 0])
-def test_a_forest_draws_tested_and_untested(tmp_path, there):
+@pytest.mark.parametrize("seeds", [3, 2, 0])
+def test_a_forest_draws_tested_begun_and_untested(tmp_path, seeds):
     records = simulated(lambda run: -2.0 * ("RoPE" in run.system))
-    judged = study.verdicts(records if there else records.iloc[:0])
+    judged = study.verdicts(records[records["seed"] < seeds])
     figures.forest(judged[judged["part"] == "A"], save=tmp_path / "forest.png")
     assert (tmp_path / "forest.png").stat().st_size > 10_000

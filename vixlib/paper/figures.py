@@ -296,7 +296,8 @@ def cost(
 def forest(judged: pd.DataFrame, save: str | Path | None = None, caption: str = "") -> None:
     """Effects with their 95 % intervals, a row a hypothesis; shaded is where it would hold.
 
-    `judged` are rows of study.verdicts; of one that is not tested yet only its name is drawn.
+    `judged` are rows of study.verdicts. While seeds are missing a ring is what the others give,
+    without an interval; of what has none only the name is drawn.
     """
     one_of("column", "effect", judged)
     ends = judged["effect"].abs() + judged["half"].fillna(0)  # NaN where nothing was tested
@@ -307,8 +308,11 @@ def forest(judged: pd.DataFrame, save: str | Path | None = None, caption: str = 
         between = holds.get(row.test, (-row.margin, row.margin))
         ax.fill_betweenx([y - 0.42, y + 0.42], *between, color=YOURS, alpha=0.2, lw=0)
         ink = GREY if row.overall == "not resolved" else "black"
-        ax.errorbar(row.effect, y, xerr=row.half, fmt="o", color=ink, ms=6, capsize=3)
-        ax.text(1.02, y, row.overall, transform=ax.get_yaxis_transform(), va="center", size=SMALL)
+        inner = ink if row.half >= 0 else "none"
+        look = {"fmt": "o", "color": ink, "mfc": inner, "ms": 6, "capsize": 3}
+        ax.errorbar(row.effect, y, xerr=row.half, **look)
+        word = textwrap.fill(row.overall, 16)
+        ax.text(1.02, y, word, transform=ax.get_yaxis_transform(), va="center", size=SMALL)
     ax.axvline(0, color="0.6", lw=1, zorder=0)
     names = [textwrap.fill(row.says, 42) for row in judged.itertuples()]
     ax.set_yticks(range(len(names)), names, size=SMALL)

@@ -44,23 +44,29 @@ def levels(name: str) -> dict[str, str]:
 
 @checked
 def effect(row: Mapping, records: pd.DataFrame) -> Effect | None:
-    """What a hypothesis compares, in points of accuracy; None while a run is missing."""
+    """What a hypothesis compares, in points of accuracy; None while no seed is whole.
+
+    Of whole seeds alone, fewer than the register has, it is a value without an interval.
+    """
     known = records[records["status"].isin(KNOWN)].reindex(columns=["name", RESPONSE]).dropna()
     own, weighted = known.set_index("name")[RESPONSE].to_dict(), arms(row)
     wanted = [run for _, runs in weighted for run in runs]
-    if any(_name(run) not in own for run in wanted):
+    lacking = {run.seed for run in wanted if _name(run) not in own}
+    seeds = {run.seed for run in wanted} - lacking
+    if not seeds:
         return None
     frame = pd.DataFrame(
         {"arm": _arm(run), "seed": run.seed, RESPONSE: own[_name(run)]}
         for run in dict.fromkeys([*registered()[row["part"]], *wanted])
-        if _name(run) in own
+        if run.seed in seeds and _name(run) in own
     )
     # all arms of the part that have every seed tell how far runs spread
-    whole = frame.groupby("arm")["seed"].transform("size") == row["seeds"]
+    whole = frame.groupby("arm")["seed"].transform("size") == len(seeds)
     weights = Counter()
     for weight, runs in weighted:
         weights[_arm(runs[0])] += weight
-    return contrast(frame[whole], RESPONSE, weights, "arm", "seed")
+    found = contrast(frame[whole], RESPONSE, weights, "arm", "seed")
+    return found._replace(half=math.nan, p=math.nan) if lacking else found
 
 
 _name = cache(Run.name.fget)
@@ -113,8 +119,8 @@ def _factorial(effect: str, part: list[Run]) -> list[tuple[float, list[Run]]]:
 def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     """The register with each effect, its interval and p, adjusted over all of them, and verdict.
 
-    `overall` is the verdict at all budgets: rows that compare the same in different parts; `scope`
-    is what was trained.
+    `overall` is the verdict at all budgets, rows that compare the same in different parts, or how
+    many seeds are there; `scope` is what was trained.
     """
     table = register()
     rows = table.to_dict("records")
@@ -129,6 +135,9 @@ def verdicts(records: pd.DataFrame) -> pd.DataFrame:
     table["verdict"] = [decides(*claim, *rest) for claim, *rest in decided]
     budgets = table.groupby(["compares", "test", "margin"])["verdict"]
     table["overall"] = budgets.transform(lambda words: stands(words.to_dict()))
+    begun = table["pairs"].between(1, table["seeds"] - 1)
+    of_all = table["pairs"].astype(str) + " of " + table["seeds"].astype(str) + " seeds"
+    table.loc[begun, "overall"] += " (" + of_all[begun] + ")"
     return table
 
 
@@ -160,9 +169,11 @@ def points(value: float) -> str:
 
 def sentence(row: Mapping) -> str:
     """A row of verdicts in words; they change with the records."""
-    if math.isnan(row["effect"]):
-        return f"{row['says']} Not tested yet ({row['scope']}): `vix train --queue study`."
-    seen = f"{row['overall'].capitalize()}: {points(row['effect'])} ± {row['half']:.1f} points"
+    seen = f"{row['overall'].capitalize()}: {points(row['effect'])}"
+    if math.isnan(row["half"]):
+        so_far = f"{seen} points so far" if row["pairs"] else "Not tested yet"
+        return f"{row['says']} {so_far} ({row['scope']}; `vix train --queue study`)."
+    seen += f" ± {row['half']:.1f} points"
     agree = f"of this sign in {row['agreeing']} of {row['pairs']} seeds"
     kept = f"; kept means within {row['margin']:g} points" if row["test"] == "keeps" else ""
     return f"{row['says']} {seen}, {agree} ({row['scope']}{kept})."
