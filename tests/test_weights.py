@@ -1,5 +1,6 @@
 """Saved models rebuild themselves; what is damaged or of somebody else is a line."""
 
+import importlib.util
 import json
 import pickle
 import random
@@ -290,7 +291,8 @@ def test_the_exported_model_is_the_same(good, tmp_path):
 # ---- what ships ----
 
 
-SHIPPED = json.loads((ROOT / "vixlib" / "pretrained" / "runs.json").read_text())
+PRETRAINED = ROOT / "vixlib" / "pretrained"
+SHIPPED = json.loads((PRETRAINED / "runs.json").read_text())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -305,18 +307,60 @@ def test_a_trained_model_has_its_recorded_accuracy(name):
     assert top1 == pytest.approx(json.loads(record.read_text())["top1"], abs=0.05)
 
 
+@pytest.fixture
+def ship(monkeypatch, tmp_path):
+    """workflow/ship.py in an empty project that has two models, beside a checkout with three."""
+    spec = importlib.util.spec_from_file_location("ship", ROOT / "workflow" / "ship.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    there, here = tmp_path / "there", tmp_path / "here"
+    for name in ("ViT", "ViN", "HybridViN"):
+        record = there / "figures" / "records" / "study" / f"{SHIPPED[name]}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"top1": {"ViT": 62.2, "ViN": 62.1}.get(name, 64.1)}))
+        kept = there / "build" / "study" / "weights" / f"{SHIPPED[name]}.safetensors"
+        weights.save(build(name, pretrained=True), kept)
+    (here / "pretrained").mkdir(parents=True)
+    (here / "pretrained" / "runs.json").write_text(json.dumps({"ViN": SHIPPED["ViN"]}))
+    monkeypatch.setenv("VIXLIB_ROOT", str(here))
+    monkeypatch.setattr(found, "FOLDER", here / "pretrained")
+    monkeypatch.setattr(found.data, "load", lambda *_, **__: None)
+    monkeypatch.setattr(found, "evaluate", lambda *_: (62.16, 90.0))
+    return found, there, here
+
+
+def test_what_a_clone_has_trained_is_taken_over(ship, capsys):
+    """Its records, and a model where half precision keeps the accuracy that its record has."""
+    found, there, here = ship
+    assert found.main(there) == 1  # HybridViN's record says 64.1, and its weights here 62.16
+    shipped = here / "pretrained"
+    assert [*json.loads((shipped / "runs.json").read_text())] == ["ViT", "ViN"]
+    assert {path.stem for path in shipped.glob("*.safetensors")} == {"ViT"}
+    made, ours = (load_file(at / "ViT.safetensors") for at in (shipped, PRETRAINED))
+    assert made.keys() == ours.keys()
+    assert all(torch.equal(made[key], ours[key]) for key in ours)
+    assert {tensor.dtype for tensor in made.values() if tensor.is_floating_point()} == {torch.half}
+    own = here / "figures" / "records" / "study"
+    assert {path.stem for path in own.iterdir()} == {
+        SHIPPED[n] for n in ("ViT", "ViN", "HybridViN")
+    }
+    assert "HybridViN: 62.16 % in half precision, 64.10 % recorded" in capsys.readouterr().out
+    (own / f"{SHIPPED['ViT']}.json").write_text("{}")
+    assert found.records(there) == []  # what is there stays
+    assert (own / f"{SHIPPED['ViT']}.json").read_text() == "{}"
+
+
 def test_trained_models_ship():
     """Of the systems that runs.json names; a new last layer, another size; nothing else changes."""
-    folder = ROOT / "vixlib" / "pretrained"
     for name in SHIPPED:
         model = build(name, pretrained=True)
-        equal(model, weights.load(folder / f"{name}.safetensors"))
+        equal(model, weights.load(PRETRAINED / f"{name}.safetensors"))
         assert not model.training
         assert model.classes[:3] == ("airplane", "automobile", "bird")
     three, larger = (
         build("ViN", pretrained=True, **o) for o in ({"num_classes": 3}, {"image_size": 48})
     )
-    own, kept = three.state_dict(), load_file(folder / "ViN.safetensors")
+    own, kept = three.state_dict(), load_file(PRETRAINED / "ViN.safetensors")
     fresh = [key for key in kept if not torch.equal(own[key], kept[key].float())]
     assert {own[key].shape[0] for key in fresh} == {3}
     assert larger.size == (48, 48)
