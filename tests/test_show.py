@@ -531,8 +531,11 @@ def test_where_nothing_was_run_the_study_says_so(capsys, monkeypatch, tmp_path):
     ("answer", "right", "said"),
     [
         (None, 7, "not tried yet"),
-        (1_050_000, 1025**2, "right"),
-        (1_000_000, 1025**2, "not yet"),
+        (1025**2, 1025**2, "right"),
+        (1025**2 - 1, 1025**2, "not yet"),
+        (1.05, 1.050625, "right"),
+        (1.06, 1.0, "not yet"),
+        (2, 2.01, "right"),
         ("nystrom", "nystrom", "right"),
         (True, False, "not yet"),
         ([1, 2], lambda answer: sum(answer) == 3, "right"),

@@ -76,12 +76,13 @@ def studied(systems: Collection[str]) -> pd.DataFrame:
 
 
 def verdict(answer: object, right: object) -> None:
-    """Prints whether an exercise's answer is right: a value, numbers to 1 %, or a predicate."""
+    """Prints whether an exercise's answer is right: a value, fractions to 1 %, or a predicate."""
     if answer is None:
         return print("not tried yet")
     if not callable(right):
         number = isinstance(right, int | float) and not isinstance(right, bool)
-        right = partial(math.isclose, right, rel_tol=0.01) if number else partial(eq, right)
+        within = 0.01 if isinstance(right, float) else 0  # of a count one more can be the point
+        right = partial(math.isclose, right, rel_tol=within) if number else partial(eq, right)
     try:
         print("right" if right(answer) else "not yet")
     except Exception as error:  # whatever a reader's answer comes to
