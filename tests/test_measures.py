@@ -516,9 +516,12 @@ def test_peak_memory_on_a_gpu_is_that_of_its_allocator(monkeypatch):
         "memory_allocated": 5_000_000,
         "max_memory_allocated": 7_500_000,
     }.items():
-        tell = lambda *_, name=name, answer=answer: told.append(name) or answer  # noqa: E731
+        tell = lambda of, name=name, answer=answer: told.append((name, of)) or answer  # noqa: E731
         monkeypatch.setattr(torch.cuda, name, tell)
-    got = measure.peak_memory(lambda: told.append("call"), torch.device("cuda"))
+    second = torch.device("cuda:1")
+    got = measure.peak_memory(lambda: told.append(("call", second)), second)
+    assert {of for _, of in told} == {second}
+    told = [name for name, _ in told]
     assert got == 2.5
     before = told[: told.index("call")]
     assert sorted(before) == ["memory_allocated", "reset_peak_memory_stats", "synchronize"]

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import tomllib
 import warnings
 from pathlib import Path
@@ -766,12 +767,22 @@ def test_solutions_run(path, shell):
     assert not [*errors(page), *pictures(page), *solved(page)]
 
 
-def test_notebooks_are_executed_two_at_a_time(tmp_path):
-    """Each in a kernel of its own; what it printed is kept in one piece, an error ends all."""
+def test_notebooks_are_executed_two_at_a_time(tmp_path, monkeypatch):
+    """Each in a kernel of its own; what it printed is kept in one piece, an error ends all.
+
+    Nothing is left where their sockets lay.
+    """
     from papermill.exceptions import PapermillExecutionError
 
     from vixlib.paper.reproduce import execute
 
+    sockets, make = [], tempfile.mkdtemp
+
+    def made(*names, **options):
+        sockets.append(make(*names, **options))
+        return sockets[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
     slow = "import time\nx = 1\nprint(x, flush=True)\ntime.sleep(1)\nprint(2)"
     for name, source in {"a": slow, "b": "print('x' in globals())"}.items():
         cells = [nbformat.v4.new_code_cell(source)]
@@ -785,3 +796,6 @@ def test_notebooks_are_executed_two_at_a_time(tmp_path):
     nbformat.write(wrong, tmp_path / "a.ipynb")
     with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
         execute([tmp_path / "a.ipynb"], tmp_path / "done")
+    gc.collect()
+    assert len(sockets) == 3
+    assert not [*filter(os.path.exists, sockets)]

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from PIL import Image
 
 import vixlib
 from vixlib.__main__ import main
-from vixlib.data import Dataset
-from vixlib.errors import CheckpointError
+from vixlib.data import Dataset, dataset
+from vixlib.errors import BadInput, CheckpointError
 from vixlib.images import read_image
 from vixlib.maps import attention_maps, rollout
+from vixlib.paper.records import VOLATILE
 from vixlib.paper.runs import RECIPES, Run
 from vixlib.paper.training import perform
 from vixlib.train import fit
@@ -136,7 +138,8 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert "weights in" in capsys.readouterr().out
     start = trained[0] / "build/own/weights" / f"{NAME}.safetensors"
-    more = ["train", "ViN", "--data", str(photos), "--image-size", "24", "--epochs", "1"]
+    more = ["train", "ViN", "--data", str(photos), "--image-size", "24", *QUICK[2:]]
+    more += ["--epochs", "1"]
     more += ["--best", "--mix", "cutmix", "--label-smoothing", "0.1", "--class-weights", "balanced"]
     assert main([*more, "--start", str(start), "--patience", "3", "--batch", "9"]) == 0
     path = capsys.readouterr().out.split("weights in ")[1].split("; ")[0]
@@ -146,6 +149,8 @@ def test_a_training_goes_on(trained, tmp_path, monkeypatch, capsys):
         assert name in capsys.readouterr().err
     assert main(["train", "ViP", "--data", str(photos), *QUICK, "--start", str(start)]) == 2
     assert "--start: expected weights of ViP, got those of ViN" in capsys.readouterr().err
+    assert main(["train", "ViN", "--data", str(photos), "--start", str(start)]) == 2  # other sizes
+    assert "--start: expected weights of depth=2, got those of depth=1" in capsys.readouterr().err
     assert main(["train", "FNet", "--data", str(photos), *QUICK, "--set", "lr=1e9"]) == 1
     assert "diverged in epoch" in capsys.readouterr().out
 
@@ -167,6 +172,39 @@ def test_a_training_goes_on_with_its_own_images_alone(root, monkeypatch):
         with pytest.raises(CheckpointError, match="of another run or code"):
             perform(run, images=other)
     assert perform(run, images=images(30))["train_images"] == 30
+
+
+def test_what_is_read_anew_each_epoch_leaves_the_record_of_what_is_held(root):
+    photos, found = folder(root / "photos", 10), []
+    for gigabytes in (2.0, 0):
+        images = dataset(photos, size=16, gigabytes=gigabytes, workers=1)
+        changes = ("dataset", "photos"), ("num_classes", 3), ("epochs", 1), ("batch", 9)
+        run = Run("FNet", "own", "own", 0, (*changes, ("image_size", 16)))
+        record = perform(run, images=images)
+        kept = record.keys() - VOLATILE | {"peak_memory_mb"}
+        found.append({name: record[name] for name in kept})
+    assert found[0] == found[1]
+    assert found[0]["peak_memory_mb"] > 0
+
+
+def test_images_are_loaded_where_the_process_computes(tmp_path, monkeypatch, capsys):
+    """torchrun's processes must have joined by then, each with the GPU that is its own."""
+    joined = []
+
+    @contextmanager
+    def processes(device):
+        joined.append(device)
+        yield
+        joined.clear()
+
+    def runs(options):
+        raise BadInput(f"joined for {joined}")
+
+    monkeypatch.setattr("vixlib.distributed.processes", processes)
+    monkeypatch.setattr("vixlib.paper.own.runs", runs)
+    photos = folder(tmp_path / "photos", 2)
+    assert main(["train", "ViN", "--data", str(photos), "--device", "cpu"]) == 2
+    assert "joined for ['cpu']" in capsys.readouterr().err
 
 
 def test_all_that_a_recipe_says_to_fit_reaches_it():

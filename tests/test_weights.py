@@ -111,6 +111,15 @@ def test_a_fresh_last_layer_on_old_weights(name, tmp_path):
     assert equal(model, vixlib.load(tmp_path / "a.safetensors", num_classes=10))
 
 
+def test_of_old_weights_only_the_last_layer_may_be_fresh(good):
+    """Else what does not fit would be drawn anew, or what was asked for not be done, in silence."""
+    with pytest.raises(BadInput, match="image_size: weights have their own"):
+        vixlib.load(good, image_size=32)
+    for classes in (None, 5):
+        with pytest.raises(CheckpointError, match="does not fit"):
+            vixlib.load(good, num_classes=classes, dim=64)
+
+
 def test_somebody_s_own_mechanism_is_asked_for(tmp_path):
     file = tmp_path / "a.safetensors"
     model = build("ViT", attention=Mean, image_size=16, patch_size=2, depth=1).eval()

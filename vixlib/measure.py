@@ -66,11 +66,11 @@ def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
     """Most MB that torch held during a call, beyond what it held before."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     with _silence(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
     events = profile.kineto_results.events()

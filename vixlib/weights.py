@@ -57,6 +57,8 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
     state, about = _read(Path(path))
     names, size = about["classes"].split("\n"), tuple(json.loads(about["size"]))
     options = json.loads(about["options"], object_hook=_made)
+    if "image_size" in parts:
+        raise BadInput("image_size: weights have their own; `resized` stretches what load gives")
     if "attention" in parts:
         options.pop("mechanism", None)
     options |= {"num_classes": num_classes or len(names), "few_tokens": "softmax", **parts}
@@ -67,8 +69,8 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
     model = build(about["system"], **options)
     model = model if size == model.size else resized(model, size)
     if len(names) != options["num_classes"]:
-        own = model.state_dict()
-        fresh = {name for name in own.keys() & state if own[name].shape != state[name].shape}
+        own, ends = model.state_dict(), (options["num_classes"], len(names))
+        fresh = {name for name in own.keys() & state if _ending(own[name], state[name]) == ends}
         state |= {name: own[name] for name in fresh}
         names = map(str, range(options["num_classes"]))
     with refused(CheckpointError, f"{path} does not fit what it says it is of", RuntimeError):
@@ -90,6 +92,12 @@ def pretrained(name: str, *, num_classes: int = 10, image_size: int | tuple | No
 
 
 trained.append(pretrained)
+
+
+def _ending(one: Tensor, other: Tensor) -> tuple[int, int] | None:
+    """The numbers of rows of two tensors whose rows are alike."""
+    alike = one.ndim == other.ndim > 0 and one.shape[1:] == other.shape[1:]
+    return (len(one), len(other)) if alike else None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

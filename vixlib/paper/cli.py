@@ -108,6 +108,12 @@ def _train(options: argparse.Namespace) -> int:
         raise BadInput("name systems, or a profile with --queue; `vix list` has the names")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise BadInput(f"--minutes: expected more than 0, got {options.minutes}")
+    with distributed.processes(options.device):
+        return _train_all(options)
+
+
+def _train_all(options: argparse.Namespace) -> int:
+    """What was asked for, by this process or by all that torchrun has started."""
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     changes, asked = dict(options.changes), {}
     how = {"device": options.device, "compiled": options.compile}
@@ -126,10 +132,8 @@ def _train(options: argparse.Namespace) -> int:
         kept = (pair for pair in run.overrides if pair[0] not in changes)
         wanted[i] = replace(run, overrides=(*kept, *options.changes), **asked)
     how |= _how(options, wanted := [*dict.fromkeys(wanted)])
-    with distributed.processes(options.device):
-        failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
-        first = distributed.Team().rank == 0
-    if left and first:
+    failed, left = training.perform_all(wanted, deadline=deadline, again=options.again, **how)
+    if left and distributed.Team().rank == 0:
         why = "time is up" if time.monotonic() > deadline else "another process has begun them"
         training.note(f"{left} left: {why}; the same command goes on")
     return 1 if failed else 3 if left else 0

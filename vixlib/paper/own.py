@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vixlib import data, paths, weights
+from vixlib.distributed import Team
 from vixlib.errors import BadInput, whole
 from vixlib.images import MOST_PIXELS, BadImage, read_image
 from vixlib.paper.runs import Run
@@ -30,7 +31,8 @@ def runs(options: argparse.Namespace) -> tuple[list[Run], data.Dataset]:
     count = len(images.classes)
     told = ("dataset", folder.resolve().name), ("num_classes", count), *options.changes
     shown = f"{len(images.train_labels)} images to train on, {len(images.test_labels)} held out"
-    note(f"{folder}: {shown}, {count} classes ({', '.join(images.classes):.200})")
+    if Team().rank == 0:
+        note(f"{folder}: {shown}, {count} classes ({', '.join(images.classes):.200})")
     return [Run(name, "own", recipe, seed, told) for name in options.systems], images
 
 

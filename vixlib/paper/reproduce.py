@@ -77,7 +77,8 @@ class _KernelManager(AsyncKernelManager):
 
     def __init__(self, **options):
         if os.name == "posix":
-            options |= {"transport": "ipc", "ip": tempfile.mkdtemp(prefix="vix") + "/k"}
+            self._folder = tempfile.TemporaryDirectory(prefix="vix")  # goes with this manager
+            options |= {"transport": "ipc", "ip": f"{self._folder.name}/k"}
         super().__init__(**options)
 
     async def start_kernel(self, **options):

@@ -1,6 +1,7 @@
 """Training runs: one or many, from wherever they were left, each into its record."""
 
 import glob
+import json
 import math
 import os
 import signal
@@ -150,6 +151,10 @@ def _started(run: Run, start: Path) -> torch.nn.Module:
         model = weights.load(start, num_classes=run.num_classes)
     if model.system != run.system:
         raise BadInput(f"--start: expected weights of {run.system}, got those of {model.system}")
+    for name in sorted({*model.asked} & {*run.sizes} - {"image_size"}):
+        own, wanted = (f"{name}={json.dumps(of[name])}" for of in (model.asked, run.settings))
+        if own != wanted:
+            raise BadInput(f"--start: expected weights of {wanted}, got those of {own}")
     return resized(model, run.settings["image_size"])
 
 
@@ -435,8 +440,10 @@ def _training_memory(
     recompute: bool = False,
 ) -> float:
     """Peak MB of what one process computes at once of a step."""
-    some = slice(0, math.ceil(run.settings["batch"] / accumulate / Team().size))
-    images, labels = data.normalise(dataset.train_images[some]), dataset.train_labels[some]
+    count = math.ceil(run.settings["batch"] / accumulate / Team().size)
+    some = torch.arange(min(count, len(dataset.train_labels)), device=device)
+    ((images, labels),) = data.batches(dataset.train_images, dataset.train_labels, [some])
+    images = data.normalise(images)
     model = run.build().to(device)
     if recompute:
         recompute_blocks(model)
