@@ -378,7 +378,7 @@ def test_trained_models_ship():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "CvT"}, "unknown pretrained system 'CvT'; legal: .*ViL, ViN, ViP, ViT"),
+        ({"name": "CvT"}, "unknown pretrained system 'CvT'; legal: .*ViL, .*ViN, .*ViP, .*ViT$"),
         ({"attention": Mean}, "weights are of a system as it is"),
         ({"dim": 32}, "unknown option of pretrained 'dim'"),
     ],
