@@ -414,10 +414,8 @@ FACTS = {
     "1,437": "images of scikit-learn's digits to train on",
     "360": "and to test on",
 }
-SETTINGS = (
-    *("vixlib/paper/recipes.toml", "vixlib/paper/profiles.toml", "vixlib/sources.toml"),
-    "figures/study.md",
-)
+SETTINGS = "vixlib/paper/recipes.toml", "vixlib/paper/profiles.toml", "vixlib/sources.toml"
+SETTINGS = (*SETTINGS, "figures/study.md")
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
 
 

@@ -326,8 +326,14 @@ def test_what_follows_part_0_trains_at_the_rate_that_it_chose():
 
 
 @pytest.mark.parametrize("seeds", [3, 2, 0])
-def test_a_forest_draws_tested_begun_and_untested(tmp_path, seeds):
+def test_a_forest_draws_tested_begun_and_untested(tmp_path, seeds, monkeypatch):
     records = simulated(lambda run: -2.0 * ("RoPE" in run.system))
-    judged = study.verdicts(records[records["seed"] < seeds])
+    judged, drawn, finish = study.verdicts(records[records["seed"] < seeds]), [], figures._finish
+    monkeypatch.setattr(
+        figures, "_finish", lambda fig, save: drawn.append(fig) or finish(fig, save)
+    )
     figures.forest(judged[judged["part"] == "A"], save=tmp_path / "forest.png")
     assert (tmp_path / "forest.png").stat().st_size > 10_000
+    (ax,) = drawn[0].axes
+    inner = {line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"}
+    assert ("none" in inner) == (seeds < 3)  # a ring while seeds are missing

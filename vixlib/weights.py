@@ -69,9 +69,10 @@ def load(path: str | Path, *, num_classes: int | None = None, **parts) -> Host:
     model = build(about["system"], **options)
     model = model if size == model.size else resized(model, size)
     if len(names) != options["num_classes"]:
-        own, ends = model.state_dict(), (options["num_classes"], len(names))
-        fresh = {name for name in own.keys() & state if _ending(own[name], state[name]) == ends}
-        state |= {name: own[name] for name in fresh}
+        own = model.state_dict()
+        ends = [name for name in own.keys() & state if own[name].shape != state[name].shape]
+        ends = [name for name in ends if own[name].shape[1:] == state[name].shape[1:]]
+        state |= {name: own[name] for name in ends}
         names = map(str, range(options["num_classes"]))
     with refused(CheckpointError, f"{path} does not fit what it says it is of", RuntimeError):
         model.load_state_dict(state)
@@ -92,12 +93,6 @@ def pretrained(name: str, *, num_classes: int = 10, image_size: int | tuple | No
 
 
 trained.append(pretrained)
-
-
-def _ending(one: Tensor, other: Tensor) -> tuple[int, int] | None:
-    """The numbers of rows of two tensors whose rows are alike."""
-    alike = one.ndim == other.ndim > 0 and one.shape[1:] == other.shape[1:]
-    return (len(one), len(other)) if alike else None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

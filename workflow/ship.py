@@ -53,19 +53,17 @@ def model(run: Run, trained: Path, images: data.Dataset) -> bool:
 def main(checkout: Path) -> int:
     """Take all over: how many models stayed out."""
     print("records:", ", ".join(records(checkout)) or "none that is new")
-    file, out = FOLDER / "runs.json", 0
-    kept = json.loads(file.read_text())
-    images = data.load("cifar10", download=False)
-    for run in registered()["A"]:
+    file, kept, out = FOLDER / "runs.json", {}, 0
+    known, images = json.loads(file.read_text()), data.load("cifar10", download=False)
+    for run in (run for run in registered()["A"] if run.seed == 0):
         trained = there(files(run).weights, checkout)
-        if run.seed == 0 and run.system not in kept and trained.exists():
-            if model(run, trained, images):
-                kept[run.system] = run.name
-            else:
-                out += 1
-    order = [run.system for run in registered()["A"]]
-    kept = {name: kept[name] for name in sorted(kept, key=order.index)}
-    paths.atomic_write(file, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n"))
+        if run.system in known or (trained.exists() and model(run, trained, images)):
+            kept[run.system] = run.name
+        else:
+            out += trained.exists()
+    paths.atomic_write(
+        file, lambda part: part.write_text(json.dumps(kept | known, indent=1) + "\n")
+    )
     return out
 
 
